@@ -1,0 +1,81 @@
+//! One participant of a federation.
+
+use std::fmt;
+
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    LocalUpdate, Metrics, ParamVector, Reports, RoundIndex, Seed, SideInfo, StateDict, StateError, TrainError,
+};
+
+/// A client's stable number within a run. Clients are ordered by it wherever order matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClientId(pub u64);
+
+impl fmt::Display for ClientId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the server knows of a client before asking it to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientInfo {
+    /// The client.
+    pub id: ClientId,
+    /// Number of its training examples, `n_k`.
+    pub num_examples: u64,
+}
+
+/// One request to train.
+#[derive(Clone, Debug)]
+pub struct TrainTask<B: Backend> {
+    /// The round, from 1.
+    pub round: RoundIndex,
+    /// The vector to start from, `x_t`.
+    pub global: ParamVector<B>,
+    /// The client's own randomness in this round.
+    pub seed: Seed,
+    /// What the algorithm sends besides the model.
+    pub side: SideInfo<B>,
+    /// What the algorithm wants to know besides parameters.
+    pub reports: Reports,
+}
+
+/// One participant: its data, its state kept across rounds, its way of training.
+///
+/// # Laws
+/// `train` is a function of the task and the saved state: the same task after `restore(state())` gives the same bits.
+/// State changes only in `train`. A failed `train` leaves the state as it was.
+pub trait Client<B: Backend>: Send {
+    /// Who this is and how much data it has.
+    fn info(&self) -> ClientInfo;
+
+    /// Trains from `task.global` on the client's own data.
+    ///
+    /// # Errors
+    /// [`TrainError`]: no data, a loss that became non-finite, a vector of another model.
+    fn train(&mut self, task: &TrainTask<B>) -> Result<LocalUpdate<B>, TrainError>;
+
+    /// Measures what this client would use after receiving `global` (the global model, or a personalised one) on the
+    /// client's held-out examples.
+    ///
+    /// # Errors
+    /// [`TrainError`].
+    fn evaluate(&mut self, global: &ParamVector<B>) -> Result<Metrics, TrainError>;
+
+    /// What must survive until the client is next sampled. Nothing by default.
+    fn state(&self) -> StateDict {
+        StateDict::default()
+    }
+
+    /// Takes back what [`Client::state`] gave.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state is not this client's.
+    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        state.expect_empty()
+    }
+}

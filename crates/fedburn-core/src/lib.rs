@@ -1,0 +1,55 @@
+//! The vocabulary of federated learning: flat parameters, updates, rounds, seeds, metrics, and every trait that
+//! crosses crates.
+//!
+//! A **server** holds one flat [`ParamVector`]. Each round it picks a **cohort** of clients ([`ClientSampler`]), sends
+//! them the vector ([`TrainTask`]), each trains on its own data ([`Client`]) and answers ([`LocalUpdate`]); a
+//! [`Strategy`] combines the answers into the next vector. Nothing here does I/O, knows a clock or names a backend.
+//!
+//! # Examples
+//!
+//! ```
+//! use std::sync::Arc;
+//! use burn_flex::{Flex, FlexDevice};
+//! use fedburn_core::{ParamEntry, ParamKind, ParamSchema, ParamVector};
+//!
+//! let schema = Arc::new(ParamSchema::new(vec![
+//!     ParamEntry::new("linear.weight", vec![2, 3], ParamKind::Weight),
+//!     ParamEntry::new("linear.bias", vec![3], ParamKind::Weight),
+//! ])?);
+//! let params = ParamVector::<Flex>::from_host(vec![0.5; 9], schema, &FlexDevice)?;
+//! assert_eq!(params.num_values(), 9);
+//! assert_eq!(params.tensor::<2>("linear.weight")?.dims(), [2, 3]);
+//! # Ok::<(), fedburn_core::SchemaError>(())
+//! ```
+
+mod client;
+mod error;
+mod evaluator;
+mod metrics;
+mod model;
+mod observer;
+mod params;
+mod population;
+mod round;
+mod sampler;
+mod seed;
+mod state;
+mod strategy;
+mod transport;
+mod update;
+
+pub use client::{Client, ClientId, ClientInfo, TrainTask};
+pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
+pub use evaluator::Evaluator;
+pub use metrics::{Mean, MetricName, Metrics};
+pub use model::{ClassId, Classifier, Mode, ModelFamily};
+pub use observer::{Event, Observer, StopReason};
+pub use params::{ParamEntry, ParamKind, ParamSchema, ParamVector, flatten, load, schema_of};
+pub use population::{Population, Worker};
+pub use round::{Round, RoundIndex};
+pub use sampler::ClientSampler;
+pub use seed::{Purpose, Seed};
+pub use state::{StateData, StateDict, StateStore, StateTensor};
+pub use strategy::{Aggregate, MeanStrategy, PerClientStrategy, RoundMean, Strategy, UpdateSet, Weighting};
+pub use transport::{ClientFailure, ClientTransport, Outcome, Reply, Request, ServerTransport};
+pub use update::{ClientReport, ClientUpdate, LocalUpdate, Reports, SideInfo, SideName};

@@ -1,0 +1,117 @@
+//! Between burn modules and flat vectors: the only file of the crate that walks modules.
+
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Bool, Int, Tensor, backend::Backend};
+
+use super::schema::{ParamEntry, ParamKind, ParamSchema};
+use super::vector::ParamVector;
+use crate::SchemaError;
+
+/// The schema of a module's float parameters and running statistics, in traversal order.
+///
+/// Does not initialise lazy parameters. An entry whose path ends in `running_mean` or `running_var` is a buffer.
+///
+/// # Errors
+/// [`SchemaError::UnsupportedKind`] where the module has an integer or boolean parameter.
+pub fn schema_of<B: Backend, M: Module<B>>(module: &M) -> Result<ParamSchema, SchemaError> {
+    let mut reader = Reader::<B> { path: Vec::new(), entries: Vec::new(), unsupported: None, values: None };
+    module.visit(&mut reader);
+    reader.finish_schema()
+}
+
+/// Copies a module's float parameters and running statistics into one vector.
+///
+/// Call it with a module of the inner backend: `flatten(&model.valid())` synchronises batch normalisation's running
+/// statistics, which a visit of the training module would miss.
+///
+/// # Errors
+/// [`SchemaError::UnsupportedKind`], [`SchemaError::Empty`] where the module has no parameter.
+pub fn flatten<B: Backend, M: Module<B>>(module: &M) -> Result<ParamVector<B>, SchemaError> {
+    let mut reader = Reader::<B> { path: Vec::new(), entries: Vec::new(), unsupported: None, values: Some(Vec::new()) };
+    module.visit(&mut reader);
+    let values = reader.values.take().unwrap_or_default();
+    let schema = reader.finish_schema()?;
+    if values.is_empty() {
+        return Err(SchemaError::Empty);
+    }
+    ParamVector::new(Tensor::cat(values, 0), Arc::new(schema))
+}
+
+/// Puts a flat vector into a module without running its initialisers; parameter ids and gradient flags are kept.
+///
+/// Batch normalisation shares its running statistics between clones of a module: load into a module that was built,
+/// not cloned.
+///
+/// # Errors
+/// [`SchemaError::Mismatch`] where the vector is not of this module's schema; the module is then dropped.
+pub fn load<B: Backend, M: Module<B>>(module: M, params: &ParamVector<B>) -> Result<M, SchemaError> {
+    schema_of::<B, M>(&module)?.ensure_same(params.schema())?;
+    let mut writer = Writer { entries: params.schema().entries().iter(), values: params.values().clone() };
+    Ok(module.map(&mut writer))
+}
+
+struct Reader<B: Backend> {
+    path: Vec<String>,
+    entries: Vec<ParamEntry>,
+    unsupported: Option<String>,
+    /// `Some` collects the values too.
+    values: Option<Vec<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> Reader<B> {
+    fn finish_schema(self) -> Result<ParamSchema, SchemaError> {
+        match self.unsupported {
+            Some(path) => Err(SchemaError::UnsupportedKind { path }),
+            None => ParamSchema::new(self.entries),
+        }
+    }
+}
+
+impl<B: Backend> ModuleVisitor<B> for Reader<B> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let path = self.path.join(".");
+        let kind = match self.path.last().map(String::as_str) {
+            Some("running_mean" | "running_var") => ParamKind::Buffer,
+            _ => ParamKind::Weight,
+        };
+        let shape = param.lazy_shape();
+        let len = shape.num_elements();
+        if let Some(values) = &mut self.values {
+            values.push(param.val().reshape([len]));
+        }
+        self.entries.push(ParamEntry::new(path, shape.to_vec(), kind));
+    }
+
+    fn visit_int<const D: usize>(&mut self, _param: &Param<Tensor<B, D, Int>>) {
+        self.unsupported.get_or_insert_with(|| self.path.join("."));
+    }
+
+    fn visit_bool<const D: usize>(&mut self, _param: &Param<Tensor<B, D, Bool>>) {
+        self.unsupported.get_or_insert_with(|| self.path.join("."));
+    }
+}
+
+struct Writer<'a, B: Backend> {
+    entries: std::slice::Iter<'a, ParamEntry>,
+    values: Tensor<B, 1>,
+}
+
+impl<B: Backend> ModuleMapper<B> for Writer<'_, B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        // `load` compared the schemas, so the entries and the visited parameters go together.
+        let Some(entry) = self.entries.next() else { return param };
+        let values = self.values.clone().slice([entry.range()]).reshape(param.lazy_shape());
+        let id = param.id;
+        param.transform_for_load(values, id)
+    }
+}

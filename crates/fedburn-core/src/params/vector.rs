@@ -1,0 +1,132 @@
+//! A model's float parameters and buffers as one vector on one device.
+
+use std::sync::Arc;
+
+use burn::tensor::{ElementConversion, Tensor, TensorData, backend::Backend};
+
+use super::schema::{ParamEntry, ParamSchema};
+use crate::SchemaError;
+
+/// All parameters and running statistics of a model, concatenated in schema order.
+///
+/// Cloning is cheap: the tensor and the schema are shared.
+#[derive(Clone, Debug)]
+pub struct ParamVector<B: Backend> {
+    values: Tensor<B, 1>,
+    schema: Arc<ParamSchema>,
+}
+
+impl<B: Backend> ParamVector<B> {
+    /// Wraps `values`, a tensor `[num_values]`.
+    ///
+    /// # Errors
+    /// [`SchemaError::Length`] where the tensor is not as long as the schema says.
+    pub fn new(values: Tensor<B, 1>, schema: Arc<ParamSchema>) -> Result<Self, SchemaError> {
+        let [found] = values.dims();
+        if found != schema.num_values() {
+            return Err(SchemaError::Length { expected: schema.num_values(), found });
+        }
+        Ok(Self { values, schema })
+    }
+
+    /// Uploads host values, in schema order, to `device`.
+    ///
+    /// # Errors
+    /// [`SchemaError::Length`] where the number of values is not the schema's.
+    pub fn from_host(values: Vec<f32>, schema: Arc<ParamSchema>, device: &B::Device) -> Result<Self, SchemaError> {
+        let found = values.len();
+        if found != schema.num_values() {
+            return Err(SchemaError::Length { expected: schema.num_values(), found });
+        }
+        Ok(Self { values: Tensor::from_data(TensorData::new(values, [found]), device), schema })
+    }
+
+    /// A vector of zeros.
+    pub fn zeros(schema: Arc<ParamSchema>, device: &B::Device) -> Self {
+        Self { values: Tensor::zeros([schema.num_values()], device), schema }
+    }
+
+    /// The flat tensor `[num_values]`.
+    pub fn values(&self) -> &Tensor<B, 1> {
+        &self.values
+    }
+
+    /// Gives up the schema and keeps the flat tensor `[num_values]`.
+    pub fn into_values(self) -> Tensor<B, 1> {
+        self.values
+    }
+
+    /// Names, shapes and places of the tensors.
+    pub fn schema(&self) -> &Arc<ParamSchema> {
+        &self.schema
+    }
+
+    /// Length of the flat vector.
+    pub fn num_values(&self) -> usize {
+        self.schema.num_values()
+    }
+
+    /// The device that holds the values.
+    pub fn device(&self) -> B::Device {
+        self.values.device()
+    }
+
+    /// The same schema around other values `[num_values]`.
+    ///
+    /// # Errors
+    /// [`SchemaError::Length`].
+    pub fn with_values(&self, values: Tensor<B, 1>) -> Result<Self, SchemaError> {
+        Self::new(values, self.schema.clone())
+    }
+
+    /// The values on the host as `f32`, in schema order.
+    pub fn to_host(&self) -> Vec<f32> {
+        let data = self.values.to_data();
+        match data.as_slice::<f32>() {
+            Ok(values) => values.to_vec(),
+            Err(_) => data.iter::<f32>().collect(),
+        }
+    }
+
+    /// One tensor of the model, in its own shape.
+    ///
+    /// # Errors
+    /// [`SchemaError::UnknownPath`], or [`SchemaError::Rank`] where the tensor does not have `D` dimensions.
+    pub fn tensor<const D: usize>(&self, path: &str) -> Result<Tensor<B, D>, SchemaError> {
+        let entry = self.schema.entry(path).ok_or_else(|| SchemaError::UnknownPath { path: path.to_owned() })?;
+        let shape: [usize; D] = entry.shape.as_slice().try_into().map_err(|_| SchemaError::Rank {
+            path: path.to_owned(),
+            expected: entry.shape.len(),
+            found: D,
+        })?;
+        Ok(self.values.clone().slice([entry.range()]).reshape(shape))
+    }
+
+    /// Whether every value is a finite number.
+    pub fn is_finite(&self) -> bool {
+        self.num_values() == 0 || self.values.clone().is_finite().all().into_scalar().elem::<bool>()
+    }
+
+    /// The first tensor that holds a NaN or an infinity, to name the offender in an error.
+    pub fn first_non_finite(&self) -> Option<&ParamEntry> {
+        if self.is_finite() {
+            return None;
+        }
+        let index = self.to_host().iter().position(|v| !v.is_finite())?;
+        self.schema.entry_at(index)
+    }
+
+    /// `self - other`, element-wise. `global.minus(&local)` is the pseudo-gradient, the one sign convention.
+    ///
+    /// # Errors
+    /// [`SchemaError::Mismatch`].
+    pub fn minus(&self, other: &Self) -> Result<Self, SchemaError> {
+        self.schema.ensure_same(&other.schema)?;
+        Ok(Self { values: self.values.clone() - other.values.clone(), schema: self.schema.clone() })
+    }
+
+    /// The vector on another device.
+    pub fn to_device(&self, device: &B::Device) -> Self {
+        Self { values: self.values.clone().to_device(device), schema: self.schema.clone() }
+    }
+}

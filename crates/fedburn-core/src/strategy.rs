@@ -1,0 +1,237 @@
+//! How the answers of a round become the next global vector.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AggregateError, ClientId, ClientUpdate, Metrics, ParamVector, Reports, Round, SideInfo, StateDict, StateError,
+};
+
+/// How much a client counts in a mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weighting {
+    /// By its number of examples, `p_k = n_k / sum n_j`.
+    #[default]
+    Examples,
+    /// Every client alike, `p_k = 1 / m`.
+    Uniform,
+}
+
+/// The exact weighted mean of a round, all that a [`MeanStrategy`] sees.
+#[derive(Clone, Debug)]
+pub struct RoundMean<B: Backend> {
+    /// Mean of the clients' parameters, each value rounded once.
+    pub params: ParamVector<B>,
+    /// Mean of the clients' side vectors and scalars, by name; weighted as the parameters.
+    pub side: SideInfo<B>,
+    /// Sum of the clients' example counts.
+    pub num_examples: u64,
+    /// Number of updates in the mean.
+    pub num_updates: usize,
+}
+
+/// What a strategy made of a round.
+#[derive(Clone, Debug)]
+pub struct Aggregate<B: Backend> {
+    /// Sent to clients in the next round.
+    pub global: ParamVector<B>,
+    /// Evaluated and shipped instead of `global`, where they differ (stochastic weight averaging).
+    pub deploy: Option<ParamVector<B>>,
+    /// The strategy's own figures: mixing weights, losses.
+    pub metrics: Metrics,
+}
+
+impl<B: Backend> From<ParamVector<B>> for Aggregate<B> {
+    fn from(global: ParamVector<B>) -> Self {
+        Self { global, deploy: None, metrics: Metrics::new() }
+    }
+}
+
+/// A rule that needs only the round's weighted mean (FedAvg, server optimisers, SCAFFOLD, FedDyn). Its memory does not
+/// depend on the cohort, and it fits secure aggregation.
+///
+/// # Laws
+/// Of both strategy traits, checked by `fedburn_testkit::strategy_laws`: finite in, finite out; the schema is kept;
+/// scaling every example count changes nothing; `restore(state())`, then continuing, equals not stopping; permuting
+/// updates changes nothing, or the documentation says how. Convex rules besides: equal updates are a fixed point, and
+/// a single client's parameters come back unchanged.
+pub trait MeanStrategy<B: Backend>: Send {
+    /// The name in configs and errors.
+    fn name(&self) -> &'static str;
+
+    /// How clients count in the mean.
+    fn weighting(&self) -> Weighting {
+        Weighting::Examples
+    }
+
+    /// Sent to one client besides the global parameters. Nothing by default.
+    fn side_info(&self, _client: ClientId) -> SideInfo<B> {
+        SideInfo::default()
+    }
+
+    /// The next global vector.
+    ///
+    /// # Errors
+    /// [`AggregateError`]; the strategy's state is then unchanged.
+    fn step(&mut self, round: &Round<'_, B>, mean: &RoundMean<B>) -> Result<Aggregate<B>, AggregateError>;
+
+    /// What must survive a restart: moments, running averages.
+    fn state(&self) -> StateDict {
+        StateDict::default()
+    }
+
+    /// Takes back what [`MeanStrategy::state`] gave.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state is not this strategy's.
+    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        state.expect_empty()
+    }
+}
+
+/// A rule that must see each client's update (EWWA, FedFTG, Krum, median). The laws are those of [`MeanStrategy`].
+pub trait PerClientStrategy<B: Backend>: Send {
+    /// The name in configs and errors.
+    fn name(&self) -> &'static str;
+
+    /// What clients must report besides parameters. Nothing by default: this is the privacy surface.
+    fn reports(&self) -> Reports {
+        Reports::default()
+    }
+
+    /// Sent to one client besides the global parameters. Nothing by default.
+    fn side_info(&self, _client: ClientId) -> SideInfo<B> {
+        SideInfo::default()
+    }
+
+    /// The next global vector. `updates` is in cohort order and never empty.
+    ///
+    /// # Errors
+    /// [`AggregateError`]; the strategy's state is then unchanged.
+    fn aggregate(&mut self, round: &Round<'_, B>, updates: &UpdateSet<B>) -> Result<Aggregate<B>, AggregateError>;
+
+    /// What must survive a restart.
+    fn state(&self) -> StateDict {
+        StateDict::default()
+    }
+
+    /// Takes back what [`PerClientStrategy::state`] gave.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state is not this strategy's.
+    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        state.expect_empty()
+    }
+}
+
+/// Either kind of strategy. The type says what an algorithm may see.
+pub enum Strategy<B: Backend> {
+    /// Sees the round's mean.
+    Mean(Box<dyn MeanStrategy<B>>),
+    /// Sees every update.
+    PerClient(Box<dyn PerClientStrategy<B>>),
+}
+
+impl<B: Backend> Strategy<B> {
+    /// The strategy's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Mean(s) => s.name(),
+            Self::PerClient(s) => s.name(),
+        }
+    }
+
+    /// How clients count in the mean; per-client rules weigh as they like.
+    pub fn weighting(&self) -> Weighting {
+        match self {
+            Self::Mean(s) => s.weighting(),
+            Self::PerClient(_) => Weighting::Examples,
+        }
+    }
+
+    /// What clients must report.
+    pub fn reports(&self) -> Reports {
+        match self {
+            Self::Mean(_) => Reports::default(),
+            Self::PerClient(s) => s.reports(),
+        }
+    }
+
+    /// Sent to one client besides the global parameters.
+    pub fn side_info(&self, client: ClientId) -> SideInfo<B> {
+        match self {
+            Self::Mean(s) => s.side_info(client),
+            Self::PerClient(s) => s.side_info(client),
+        }
+    }
+
+    /// What must survive a restart.
+    pub fn state(&self) -> StateDict {
+        match self {
+            Self::Mean(s) => s.state(),
+            Self::PerClient(s) => s.state(),
+        }
+    }
+
+    /// Takes back what [`Strategy::state`] gave.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state is not this strategy's.
+    pub fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        match self {
+            Self::Mean(s) => s.restore(state),
+            Self::PerClient(s) => s.restore(state),
+        }
+    }
+}
+
+/// The updates of a round in cohort order, readable whole or chunk by chunk along the flat axis, so that an
+/// element-wise rule needs `cohort x chunk` values of memory.
+#[derive(Clone, Debug)]
+pub struct UpdateSet<B: Backend> {
+    updates: Vec<ClientUpdate<B>>,
+}
+
+impl<B: Backend> UpdateSet<B> {
+    /// Sorts the updates by client. `None` where there are none.
+    pub fn new(mut updates: Vec<ClientUpdate<B>>) -> Option<Self> {
+        updates.sort_by_key(|u| u.client);
+        (!updates.is_empty()).then_some(Self { updates })
+    }
+
+    /// Number of updates, at least one.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.updates.len()
+    }
+
+    /// The updates in cohort order.
+    pub fn iter(&self) -> std::slice::Iter<'_, ClientUpdate<B>> {
+        self.updates.iter()
+    }
+
+    /// `p_k` of each update in cohort order; they sum to one.
+    pub fn weights(&self, weighting: Weighting) -> Vec<f64> {
+        let weight = |u: &ClientUpdate<B>| match weighting {
+            Weighting::Examples => u.local.num_examples as f64,
+            Weighting::Uniform => 1.0,
+        };
+        let total: f64 = self.updates.iter().map(weight).sum();
+        self.updates.iter().map(|u| weight(u) / total).collect()
+    }
+
+    /// A piece of the flat axis of every update, `[clients, range.len()]`.
+    pub fn chunk(&self, range: Range<usize>) -> Tensor<B, 2> {
+        let rows = self.updates.iter().map(|u| u.local.params.values().clone().slice([range.clone()]));
+        Tensor::stack(rows.collect(), 0)
+    }
+
+    /// Ranges that cover the flat axis, each at most `size` values long.
+    pub fn chunks(&self, size: usize) -> impl Iterator<Item = Range<usize>> + use<B> {
+        let len = self.updates[0].local.params.num_values();
+        (0..len).step_by(size.max(1)).map(move |start| start..len.min(start + size.max(1)))
+    }
+}

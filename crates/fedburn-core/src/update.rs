@@ -1,0 +1,73 @@
+//! What a client sends back.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+
+use crate::{ClientId, Metrics, ParamVector};
+
+/// The name of a piece of side information, unique among an algorithm's pieces.
+pub type SideName = Cow<'static, str>;
+
+/// What an algorithm sends besides the model, either way: control variates, a round's learning rate. Empty for most.
+#[derive(Clone, Debug)]
+pub struct SideInfo<B: Backend> {
+    /// Vectors of the model's schema.
+    pub vectors: BTreeMap<SideName, ParamVector<B>>,
+    /// Numbers.
+    pub scalars: BTreeMap<SideName, f64>,
+}
+
+impl<B: Backend> Default for SideInfo<B> {
+    fn default() -> Self {
+        Self { vectors: BTreeMap::new(), scalars: BTreeMap::new() }
+    }
+}
+
+impl<B: Backend> SideInfo<B> {
+    /// Bytes of this information on the wire: four a vector value, eight a scalar.
+    pub fn num_bytes(&self) -> u64 {
+        self.vectors.values().map(|v| v.schema().num_bytes()).sum::<u64>() + 8 * self.scalars.len() as u64
+    }
+}
+
+/// What a strategy asks clients to report besides parameters. Each item is personal data; nothing by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reports {
+    /// Number of training examples of each class.
+    pub class_counts: bool,
+}
+
+/// What a client reported, as far as it was asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientReport {
+    /// Number of training examples of each class, by class.
+    pub class_counts: Option<Vec<u64>>,
+}
+
+/// What a client returns; becomes a [`ClientUpdate`] once checked. The sender's identity comes from the transport,
+/// never from the message.
+#[derive(Clone, Debug)]
+pub struct LocalUpdate<B: Backend> {
+    /// The client's parameters after local training, `x_k`: parameters, not a difference, so that nothing is lost.
+    pub params: ParamVector<B>,
+    /// Number of examples trained on, `n_k`.
+    pub num_examples: u64,
+    /// What the algorithm sends besides the model.
+    pub side: SideInfo<B>,
+    /// What the strategy asked for.
+    pub report: ClientReport,
+    /// Training metrics, weighted by examples.
+    pub metrics: Metrics,
+}
+
+/// One client's answer, already validated: the schema matches, the values are finite, there is at least one example.
+#[derive(Clone, Debug)]
+pub struct ClientUpdate<B: Backend> {
+    /// Who sent it.
+    pub client: ClientId,
+    /// What it sent.
+    pub local: LocalUpdate<B>,
+}

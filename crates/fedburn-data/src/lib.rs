@@ -1,0 +1,1 @@
+//! Labelled examples, views of them per client, and partitioners that split them.

@@ -1,0 +1,1 @@
+//! Training kernels: convolution, group norm and pooling for burn backends.

@@ -1,0 +1,1 @@
+//! The server loop, samplers, populations, stores, checkpoints and observers.

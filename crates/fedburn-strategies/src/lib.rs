@@ -1,0 +1,1 @@
+//! The server half: aggregation strategies, one file each.

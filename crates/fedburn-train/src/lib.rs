@@ -1,0 +1,1 @@
+//! The client half: local training rules and evaluation.

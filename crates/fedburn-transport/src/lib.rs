@@ -1,0 +1,1 @@
+//! Carries requests and replies between server and clients: the in-process worker pool.

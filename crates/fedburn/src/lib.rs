@@ -1,0 +1,1 @@
+//! Federated learning in Rust on burn: the facade over the fedburn crates.
