@@ -1,1 +1,15 @@
 //! Labelled examples, views of them per client, and partitioners that split them.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod batches;
+mod client_data;
+mod error;
+mod examples;
+mod transform;
+
+pub use batches::Batches;
+pub use client_data::ClientData;
+pub use error::DatasetError;
+pub use examples::{Batch, Examples, Inputs};
+pub use transform::Transform;
