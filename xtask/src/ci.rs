@@ -1,0 +1,113 @@
+//! Every check, cheapest first; stops at the first failure.
+
+use std::process::ExitCode;
+
+use crate::cargo::{self, Cargo};
+use crate::examples;
+use crate::step::{self, Step};
+use crate::workspace::{self, entries, name};
+
+/// Runs the checks and prints a table of steps and times.
+///
+/// # Errors
+/// The failed step and the command that repeats it.
+pub fn run(fast: bool) -> Result<ExitCode, String> {
+    let steps = steps(fast)?;
+    let count = steps.len();
+    let mut done = Vec::with_capacity(count);
+    for (number, step) in (1..).zip(steps) {
+        match step.run(number, count) {
+            Ok(step) => done.push(step),
+            Err(message) => {
+                eprintln!("\n{}", step::summary(&done));
+                return Err(message);
+            }
+        }
+    }
+    println!("\n{}", step::summary(&done));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn steps(fast: bool) -> Result<Vec<Step>, String> {
+    let nextest = cargo::has_subcommand("nextest");
+    let mut steps = vec![
+        Step::call("format", Cargo::line("fmt --all --check")),
+        Step::call("tidy", Cargo::line("xtask tidy")),
+        if cargo::has_subcommand("deny") {
+            Step::call("dependencies", Cargo::line("deny --workspace check"))
+        } else {
+            Step::skip("dependencies", "cargo-deny is not installed (`cargo install cargo-deny --locked`)")
+        },
+        Step::call("lints", Cargo::line("clippy --workspace --all-targets -- -D warnings")),
+    ];
+    for package in library_crates()? {
+        let call = Cargo::new(["check", "--quiet", "--package", &package]);
+        steps.push(Step::call(format!("{package} builds alone"), call));
+    }
+    steps.push(Step::tests("tests", workspace_tests(nextest)));
+    steps.push(Step::tests("doctests", Cargo::line("test --workspace --doc")));
+    for example in examples::names()? {
+        steps.push(Step::call(format!("example {example}"), examples::call(&example)));
+    }
+    if !fast {
+        steps.push(Step::call("documentation", Cargo::doc()));
+        steps.push(Step::call("cuda type-checks", Cargo::line("check -p fedburn-experiment --features cuda")));
+        steps.push(Step::tests("parity on wgpu", wgpu_parity(nextest)));
+        steps.push(Step::call("quickstart", Cargo::line("xtask experiment run quickstart --smoke --fresh")));
+    }
+    Ok(steps)
+}
+
+fn workspace_tests(nextest: bool) -> Cargo {
+    Cargo::line(if nextest { "nextest run --workspace" } else { "test --workspace --lib --bins --tests" })
+}
+
+/// A few steps on a just-in-time compiled backend must agree with flex; the test skips itself without an adapter.
+fn wgpu_parity(nextest: bool) -> Cargo {
+    let runner = if nextest { "nextest run" } else { "test" };
+    Cargo::line(&format!("{runner} -p fedburn-experiment --features wgpu --test parity"))
+}
+
+fn library_crates() -> Result<Vec<String>, String> {
+    let folders = entries(&workspace::root().join("crates"))?;
+    Ok(folders.iter().filter(|folder| folder.join("src/lib.rs").is_file()).map(|folder| name(folder)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::Work;
+
+    fn lines(fast: bool) -> Vec<String> {
+        let line = |step: Step| match step.work {
+            Work::Call(call) | Work::Tests(call) => Some(call.shown()),
+            Work::Skip(_) => None,
+        };
+        steps(fast).unwrap().into_iter().filter_map(line).collect()
+    }
+
+    #[test]
+    fn the_cheapest_checks_come_first() {
+        assert_eq!(lines(false)[..2], ["cargo fmt --all --check", "cargo xtask tidy"]);
+    }
+
+    #[test]
+    fn every_library_crate_is_built_alone() {
+        let lines = lines(true);
+        for package in ["fedburn-core", "fedburn-strategies", "fedburn"] {
+            let call = format!("cargo check --quiet --package {package}");
+            assert!(lines.contains(&call), "{call} is not among {lines:?}");
+        }
+    }
+
+    #[test]
+    fn fast_leaves_out_what_is_slow_and_nothing_else() {
+        let (all, fast) = (lines(false), lines(true));
+        let left_out: Vec<&String> = all.iter().filter(|line| !fast.contains(line)).collect();
+        assert_eq!(left_out.len(), 4, "{left_out:?}");
+        for word in ["doc --workspace --no-deps", "cuda", "wgpu", "quickstart"] {
+            assert!(left_out.iter().any(|line| line.contains(word)), "{word} is not among {left_out:?}");
+        }
+        assert!(fast.iter().all(|line| all.contains(line)));
+    }
+}
