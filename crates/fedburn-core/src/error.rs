@@ -215,6 +215,13 @@ pub enum EvaluateError {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TransportError {
+    /// Client state could not be kept or found.
+    #[error("client state: {source}")]
+    State {
+        /// What went wrong.
+        #[from]
+        source: StateError,
+    },
     /// The other side is gone.
     #[error("connection closed: {reason}")]
     Closed {

@@ -222,7 +222,7 @@ impl StateDict {
 ///
 /// # Laws
 /// `load(c, r)` gives the newest committed state of `c` that was staged in a round before `r`. A staged state is not
-/// visible before `commit`, and gone after `discard`.
+/// visible before `commit`.
 pub trait StateStore: Send + Sync {
     /// The client's state as it was when `round` began; `None` before its first participation.
     ///
@@ -236,17 +236,12 @@ pub trait StateStore: Send + Sync {
     /// [`StateError`] where the store cannot be written.
     fn stage(&self, client: ClientId, round: RoundIndex, state: StateDict) -> Result<(), StateError>;
 
-    /// The round was committed: its staged states become the clients' states.
+    /// The round ended with the updates of `clients`: their staged states become permanent, every other state staged
+    /// in this round is forgotten. An abandoned round commits no client.
     ///
     /// # Errors
     /// [`StateError`] where the store cannot be written.
-    fn commit(&self, round: RoundIndex) -> Result<(), StateError>;
-
-    /// The round was abandoned: its staged states are forgotten.
-    ///
-    /// # Errors
-    /// [`StateError`] where the store cannot be written.
-    fn discard(&self, round: RoundIndex) -> Result<(), StateError>;
+    fn commit(&self, round: RoundIndex, clients: &[ClientId]) -> Result<(), StateError>;
 
     /// The run can go on after `round` and will never go back further: older versions may be dropped.
     ///

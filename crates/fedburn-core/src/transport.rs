@@ -91,12 +91,21 @@ pub trait ServerTransport<B: Backend>: Send {
         timeout: Duration,
     ) -> Box<dyn Iterator<Item = Outcome<B>> + 'a>;
 
-    /// The round ended: client state of this round becomes permanent where it was committed, and is forgotten where
-    /// the round was abandoned.
+    /// The round ended with the updates of `included`, sorted: their state of this round becomes permanent, that of
+    /// every other client is forgotten. An abandoned round includes nobody.
     ///
     /// # Errors
     /// [`TransportError`] where client state could not be kept.
-    fn close_round(&mut self, round: RoundIndex, committed: bool) -> Result<(), TransportError>;
+    fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError>;
+
+    /// Everything needed to go on after `round` is durable: what clients or the transport kept in order to repeat this
+    /// round or an earlier one may be dropped.
+    ///
+    /// # Errors
+    /// [`TransportError`] where the transport's own state could not be written.
+    fn checkpointed(&mut self, _round: RoundIndex) -> Result<(), TransportError> {
+        Ok(())
+    }
 }
 
 /// The client's view of its server.

@@ -1,1 +1,25 @@
-//! The server half: aggregation strategies, one file each.
+//! The server half of federated learning: aggregation strategies, one file each, and a catalogue that builds them from
+//! configs.
+//!
+//! # Examples
+//!
+//! ```
+//! use fedburn_strategies::StrategyConfig;
+//! use burn_flex::Flex;
+//!
+//! let strategy = StrategyConfig::default().build::<Flex>()?;
+//! assert_eq!(strategy.name(), "fedavg");
+//! # Ok::<(), fedburn_strategies::StrategyConfigError>(())
+//! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod catalogue;
+mod fedavg;
+
+pub use catalogue::{StrategyConfig, StrategyConfigError};
+pub use fedavg::{FedAvg, FedAvgConfig};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,1 +1,17 @@
-//! Laws, conformance suites, fixtures and golden files for testing fedburn components (development only).
+//! Laws, conformance suites and independent references for testing fedburn components (development only).
+//!
+//! The functions panic where a law is broken, with the law in words: call them from tests.
+
+mod fixtures;
+mod reference;
+mod strategy_laws;
+mod transport_suite;
+
+pub use fixtures::{EchoClient, EchoPopulation, base_case, schema, update, vector};
+pub use reference::{combine, weighted_mean};
+pub use strategy_laws::{Convexity, strategy_laws};
+pub use transport_suite::transport_suite;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

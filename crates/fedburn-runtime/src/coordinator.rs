@@ -1,0 +1,300 @@
+//! The only round loop of the workspace: a synchronous state machine that every runtime drives.
+//!
+//! It decides and never acts: an [`Input`] goes in, [`Effect`]s come out, and whoever drives it sends the requests,
+//! watches the deadline and writes the events. Time enters as a number. So the in-process simulation, a networked
+//! server and fault tests run the same rounds.
+//!
+//! ```text
+//!          Begin                      Outcome (all in) | Deadline
+//! Idle ───────────► Collecting ──────────────────────────────────────► Idle   committed: strategy called once
+//!                       └── below quorum ────────────────────────────► Idle   abandoned: nothing changed
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use burn::tensor::backend::Backend;
+use fedburn_core::{
+    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Event, LocalUpdate, Metrics, Outcome,
+    ParamVector, Purpose, Reply, Request, Round, RoundIndex, SchemaError, Seed, StateError, Strategy, TrainTask, UpdateSet,
+};
+
+use crate::gather::Gathered;
+
+/// What the driver tells the coordinator.
+pub enum Input<'a, B: Backend> {
+    /// Begin the next round among these clients, sorted by id. Without effect while a round is open.
+    Begin(&'a [ClientInfo]),
+    /// A client answered. Without effect where the round did not ask it, or it answered before.
+    Outcome(Outcome<B>),
+    /// The round's time is over: who has not answered timed out. Without effect while no round is open.
+    Deadline,
+}
+
+/// What the coordinator wants done, in order.
+pub enum Effect<B: Backend> {
+    /// Send this request to this client.
+    Send(ClientId, Request<B>),
+    /// Tell the observers.
+    Emit(Event),
+    /// The round is over. `included` are the clients whose updates count, sorted; nobody where it was abandoned.
+    Close {
+        /// The round.
+        round: RoundIndex,
+        /// Whose updates count.
+        included: Vec<ClientId>,
+    },
+}
+
+/// The state of a federation: the global vector, the strategy, and the open round if there is one.
+pub struct Coordinator<B: Backend> {
+    strategy: Strategy<B>,
+    sampler: Box<dyn ClientSampler>,
+    seed: Seed,
+    min_updates: usize,
+    finished: RoundIndex,
+    global: ParamVector<B>,
+    deploy: Option<ParamVector<B>>,
+    open: Option<OpenRound<B>>,
+}
+
+struct OpenRound<B: Backend> {
+    index: RoundIndex,
+    began: Duration,
+    waiting: BTreeSet<ClientId>,
+    gathered: Gathered<B>,
+    metrics: BTreeMap<ClientId, Metrics>,
+    failures: u64,
+    bytes_down: u64,
+    bytes_up: u64,
+}
+
+impl<B: Backend> Coordinator<B> {
+    /// A federation before its first round. `seed` is the root of the run's seed tree; a round with fewer than
+    /// `min_updates` usable updates is abandoned.
+    pub fn new(strategy: Strategy<B>, sampler: Box<dyn ClientSampler>, global: ParamVector<B>, seed: Seed, min_updates: usize) -> Self {
+        Self { strategy, sampler, seed, min_updates: min_updates.max(1), finished: RoundIndex(0), global, deploy: None, open: None }
+    }
+
+    /// Goes back or forward to the state after `round`, dropping an open round.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state is not this strategy's, [`SchemaError`] where the vectors are of another model;
+    /// the coordinator must then not be used.
+    pub fn restore(
+        &mut self,
+        round: RoundIndex,
+        global: ParamVector<B>,
+        deploy: Option<ParamVector<B>>,
+        strategy: fedburn_core::StateDict,
+    ) -> Result<(), RestoreError> {
+        for vector in std::iter::once(&global).chain(&deploy) {
+            self.global.schema().ensure_same(vector.schema())?;
+        }
+        self.strategy.restore(strategy)?;
+        (self.finished, self.global, self.deploy, self.open) = (round, global, deploy, None);
+        Ok(())
+    }
+
+    /// The last finished round, 0 before the first.
+    pub fn finished(&self) -> RoundIndex {
+        self.finished
+    }
+
+    /// The vector that the next round starts from.
+    pub fn global(&self) -> &ParamVector<B> {
+        &self.global
+    }
+
+    /// The vector to evaluate and ship, which a strategy may keep apart from the global one.
+    pub fn deployed(&self) -> &ParamVector<B> {
+        self.deploy.as_ref().unwrap_or(&self.global)
+    }
+
+    /// The strategy's own deployment vector, where it keeps one.
+    pub fn deploy(&self) -> Option<&ParamVector<B>> {
+        self.deploy.as_ref()
+    }
+
+    /// The strategy.
+    pub fn strategy(&self) -> &Strategy<B> {
+        &self.strategy
+    }
+
+    /// Advances by one input. `now` is the time since any fixed moment.
+    ///
+    /// # Errors
+    /// [`AggregateError`] where the strategy failed or made a non-finite value; the global vector is then the one
+    /// before the round.
+    pub fn step(&mut self, input: Input<'_, B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
+        match input {
+            Input::Begin(clients) => self.begin(clients, now),
+            Input::Outcome(outcome) => self.collect(outcome, now),
+            Input::Deadline => self.expire(now),
+        }
+    }
+
+    fn begin(&mut self, clients: &[ClientInfo], now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
+        if self.open.is_some() {
+            return Ok(Vec::new());
+        }
+        let index = self.finished.next();
+        let cohort = self.sampler.sample(index, clients, self.seed.purpose(Purpose::Sampling).round(index));
+        let mut effects = vec![Effect::Emit(Event::RoundStarted { round: index, cohort: cohort.clone(), available: clients.len() as u64 })];
+        let mut round = OpenRound {
+            index,
+            began: now,
+            waiting: cohort.iter().copied().collect(),
+            gathered: Gathered::new(&self.strategy, self.global.num_values()),
+            metrics: BTreeMap::new(),
+            failures: 0,
+            bytes_down: 0,
+            bytes_up: 0,
+        };
+        let seeds = self.seed.purpose(Purpose::Training).round(index);
+        for client in cohort {
+            let side = self.strategy.side_info(client);
+            round.bytes_down += self.global.schema().num_bytes() + side.num_bytes();
+            let task = TrainTask { round: index, global: self.global.clone(), seed: seeds.client(client), side, reports: self.strategy.reports() };
+            effects.push(Effect::Send(client, Request::Train(task)));
+        }
+        if round.waiting.is_empty() {
+            effects.extend(self.close(round, now)?);
+        } else {
+            self.open = Some(round);
+        }
+        Ok(effects)
+    }
+
+    fn collect(&mut self, outcome: Outcome<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
+        let Some(round) = &mut self.open else { return Ok(Vec::new()) };
+        let client = outcome.client;
+        if !round.waiting.remove(&client) {
+            return Ok(Vec::new());
+        }
+        let reply = outcome.reply.and_then(|reply| match reply {
+            Reply::Trained(update) => Ok(update),
+            Reply::Evaluated(_) => Err(ClientFailure::Malformed { reason: "an evaluation in answer to a training request".to_owned() }),
+        });
+        let reports = self.strategy.reports();
+        let accepted = reply.and_then(|mut update| {
+            round.bytes_up += update.params.schema().num_bytes() + update.side.num_bytes();
+            if !reports.class_counts {
+                update.report.class_counts = None;
+            }
+            check(&update, &self.global)?;
+            let (num_examples, metrics) = (update.num_examples, update.metrics.clone());
+            round.gathered.add(ClientUpdate { client, local: update })?;
+            Ok((num_examples, metrics))
+        });
+        let event = match accepted {
+            Ok((num_examples, metrics)) => {
+                round.metrics.insert(client, metrics.clone());
+                Event::ClientTrained { round: round.index, client, num_examples, metrics }
+            }
+            Err(failure) => {
+                round.failures += 1;
+                Event::ClientFailed { round: round.index, client, failure }
+            }
+        };
+        let mut effects = vec![Effect::Emit(event)];
+        if round.waiting.is_empty() && let Some(round) = self.open.take() {
+            effects.extend(self.close(round, now)?);
+        }
+        Ok(effects)
+    }
+
+    fn expire(&mut self, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
+        let Some(mut round) = self.open.take() else { return Ok(Vec::new()) };
+        let late = std::mem::take(&mut round.waiting);
+        round.failures += late.len() as u64;
+        let index = round.index;
+        let failed = |client| Effect::Emit(Event::ClientFailed { round: index, client, failure: ClientFailure::TimedOut });
+        let mut effects: Vec<_> = late.into_iter().map(failed).collect();
+        effects.extend(self.close(round, now)?);
+        Ok(effects)
+    }
+
+    /// Ends the round: calls the strategy once, or leaves everything as it was.
+    fn close(&mut self, round: OpenRound<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
+        let OpenRound { index, began, gathered, metrics, failures, bytes_down, bytes_up, .. } = round;
+        let seconds = now.saturating_sub(began).as_secs_f64();
+        let included = gathered.clients();
+        let updates = included.len() as u64;
+        if included.len() < self.min_updates {
+            self.finished = index;
+            let reason = format!("{updates} usable updates where {} are needed", self.min_updates);
+            let event = Event::RoundAbandoned { round: index, reason, updates, failures, bytes_down, bytes_up, seconds };
+            return Ok(vec![Effect::Close { round: index, included: Vec::new() }, Effect::Emit(event)]);
+        }
+        let seed = self.seed.purpose(Purpose::Strategy).round(index);
+        let aggregate = self.aggregate(&Round { index, global: &self.global.clone(), cohort: &included, seed }, gathered)?;
+        // Client metrics merge in client order, so that their sums have the same bits for any order of arrival.
+        let mut all = aggregate.metrics;
+        metrics.values().for_each(|m| all.merge(m));
+        (self.finished, self.global, self.deploy) = (index, aggregate.global, aggregate.deploy);
+        let event = Event::RoundCommitted { round: index, updates, failures, metrics: all, bytes_down, bytes_up, seconds };
+        Ok(vec![Effect::Close { round: index, included }, Effect::Emit(event)])
+    }
+
+    fn aggregate(&mut self, round: &Round<'_, B>, gathered: Gathered<B>) -> Result<Aggregate<B>, AggregateError> {
+        let name = self.strategy.name();
+        let unusable = |reason: String| AggregateError::Unusable { round: round.index, strategy: name, reason };
+        let aggregate = match (&mut self.strategy, gathered) {
+            (Strategy::Mean(strategy), Gathered::Mean(sums)) => {
+                let mean = sums.mean(round.global).map_err(unusable)?;
+                strategy.step(round, &mean)?
+            }
+            (Strategy::PerClient(strategy), Gathered::Updates(updates)) => {
+                let set = UpdateSet::new(updates).ok_or_else(|| unusable("no update".to_owned()))?;
+                strategy.aggregate(round, &set)?
+            }
+            _ => return Err(unusable("the strategy changed its kind within a round".to_owned())),
+        };
+        for vector in std::iter::once(&aggregate.global).chain(&aggregate.deploy) {
+            let schema = |source| AggregateError::Schema { round: round.index, source };
+            round.global.schema().ensure_same(vector.schema()).map_err(schema)?;
+            if let Some(entry) = vector.first_non_finite() {
+                return Err(AggregateError::NonFinite { round: round.index, strategy: name, path: entry.path.clone() });
+            }
+        }
+        Ok(aggregate)
+    }
+}
+
+/// A checkpoint that does not fit the federation.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The strategy's state does not fit.
+    #[error("strategy state: {source}")]
+    State {
+        /// What does not fit.
+        #[from]
+        source: StateError,
+    },
+    /// A vector is of another model.
+    #[error("model: {source}")]
+    Schema {
+        /// What does not fit.
+        #[from]
+        source: SchemaError,
+    },
+}
+
+/// Whether an update can be aggregated, decided before any state is touched. `params` finiteness is checked where the
+/// values are read anyway, in [`Gathered::add`].
+fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>) -> Result<(), ClientFailure> {
+    let malformed = |reason: String| ClientFailure::Malformed { reason };
+    if update.num_examples == 0 {
+        return Err(ClientFailure::NoData);
+    }
+    global.schema().ensure_same(update.params.schema()).map_err(|e| malformed(e.to_string()))?;
+    for (name, vector) in &update.side.vectors {
+        global.schema().ensure_same(vector.schema()).map_err(|e| malformed(format!("side vector `{name}`: {e}")))?;
+    }
+    match update.side.scalars.iter().find(|(_, v)| !v.is_finite()) {
+        Some((name, value)) => Err(malformed(format!("side scalar `{name}` is {value}"))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,66 @@
+//! Why a run cannot go on.
+
+use fedburn_core::{AggregateError, EvaluateError, RoundIndex, SchemaError, StateError, TransportError};
+use thiserror::Error;
+
+use crate::CheckpointError;
+
+/// A run that cannot go on. Clients that fail are data, not errors.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The strategy failed.
+    #[error("aggregation failed: {source}")]
+    Aggregate {
+        /// The strategy's error.
+        #[from]
+        source: AggregateError,
+    },
+    /// The global model could not be measured.
+    #[error("evaluation after round {round} failed: {source}")]
+    Evaluate {
+        /// The round.
+        round: RoundIndex,
+        /// The evaluator's error.
+        source: EvaluateError,
+    },
+    /// The transport failed as a whole.
+    #[error("round {round}: {source}")]
+    Transport {
+        /// The round.
+        round: RoundIndex,
+        /// The transport's error.
+        source: TransportError,
+    },
+    /// A checkpoint could not be written or read.
+    #[error("checkpoint: {source}")]
+    Checkpoint {
+        /// What went wrong.
+        #[from]
+        source: CheckpointError,
+    },
+    /// A checkpoint holds state of another strategy.
+    #[error("strategy state: {source}")]
+    State {
+        /// What does not fit.
+        #[from]
+        source: StateError,
+    },
+    /// A vector is of another model.
+    #[error("{source}")]
+    Schema {
+        /// What does not fit.
+        #[from]
+        source: SchemaError,
+    },
+    /// A setting that no run can work with.
+    #[error("server: {field} = {value}, expected {expected}")]
+    Config {
+        /// The field of the `[server]` table.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+}

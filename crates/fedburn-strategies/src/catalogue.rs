@@ -1,0 +1,56 @@
+//! The one registry of strategies: `kind = "…"` in a config selects a variant, `build` makes the strategy.
+
+use burn::tensor::backend::Backend;
+use fedburn_core::Strategy;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::FedAvgConfig;
+
+/// Settings of any strategy, as an experiment's `[strategy]` table holds them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum StrategyConfig {
+    /// Federated averaging.
+    #[serde(rename = "fedavg")]
+    FedAvg(FedAvgConfig),
+}
+
+impl Default for StrategyConfig {
+    fn default() -> Self {
+        Self::FedAvg(FedAvgConfig::default())
+    }
+}
+
+impl StrategyConfig {
+    /// Every `kind`, for lists and error messages.
+    pub const KINDS: &'static [&'static str] = &["fedavg"];
+
+    /// Checks the settings and makes the strategy.
+    ///
+    /// # Errors
+    /// [`StrategyConfigError`] with the kind, the field, its value and what was expected.
+    pub fn build<B: Backend>(self) -> Result<Strategy<B>, StrategyConfigError> {
+        Ok(match self {
+            Self::FedAvg(config) => Strategy::Mean(Box::new(config.build()?)),
+        })
+    }
+}
+
+/// A setting that no strategy can work with.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum StrategyConfigError {
+    /// A field's value is out of range.
+    #[error("strategy `{kind}`: {field} = {value}, expected {expected}")]
+    Value {
+        /// The strategy's kind.
+        kind: &'static str,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        expected: &'static str,
+    },
+}
