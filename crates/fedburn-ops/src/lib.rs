@@ -1,1 +1,34 @@
 //! Training kernels: convolution, group norm and pooling for burn backends.
+//!
+//! Model code calls the functions of this crate instead of burn's layers' own `forward`, so that a backend may bring
+//! faster kernels of its own ([`Kernels`]) and models need not know. Any backend whose feature is on can be used:
+//! `flex`, `ndarray`, `cuda`, `wgpu`, `tch`, each also inside [`Autodiff`](burn::backend::Autodiff).
+//!
+//! # Examples
+//!
+//! ```
+//! use burn::tensor::Tensor;
+//! use burn_flex::{Flex, FlexDevice};
+//! use fedburn_ops::{ConvOptions, conv2d, group_norm, max_pool2d};
+//!
+//! let images = Tensor::<Flex, 4>::ones([2, 3, 8, 8], &FlexDevice);
+//! let weight = Tensor::<Flex, 4>::ones([4, 3, 3, 3], &FlexDevice);
+//! let features = conv2d(images, weight, None, ConvOptions::new([1, 1], [1, 1], [1, 1], 1));
+//! let (gamma, beta) = (Tensor::ones([4], &FlexDevice), Tensor::zeros([4], &FlexDevice));
+//! let features = group_norm(features, gamma, beta, 2, 1e-5);
+//! assert_eq!(max_pool2d(features, [2, 2], [2, 2], [0, 0]).dims(), [2, 4, 4, 4]);
+//! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod backends;
+mod functions;
+mod kernels;
+
+pub use burn::tensor::ops::ConvOptions;
+pub use functions::{conv2d, group_norm, max_pool2d};
+pub use kernels::Kernels;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

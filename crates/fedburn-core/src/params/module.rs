@@ -70,12 +70,16 @@ impl<B: Backend> Reader<B> {
 }
 
 impl<B: Backend> ModuleVisitor<B> for Reader<B> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        if is_part_of_path(container) {
+            self.path.push(name.to_owned());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if is_part_of_path(container) {
+            self.path.pop();
+        }
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
@@ -99,6 +103,11 @@ impl<B: Backend> ModuleVisitor<B> for Reader<B> {
     fn visit_bool<const D: usize>(&mut self, _param: &Param<Tensor<B, D, Bool>>) {
         self.unsupported.get_or_insert_with(|| self.path.join("."));
     }
+}
+
+/// The variant of an enum says nothing that the model does not know already, and only one can be there.
+fn is_part_of_path(container: &str) -> bool {
+    !container.starts_with("Enum:")
 }
 
 struct Writer<'a, B: Backend> {
