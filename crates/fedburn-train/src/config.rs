@@ -1,0 +1,266 @@
+//! The `[client]` table of a run.
+
+use burn::tensor::backend::Backend;
+use fedburn_core::{RoundIndex, Seed};
+use fedburn_data::{Batches, ClientData};
+use serde::{Deserialize, Serialize};
+
+use crate::{LocalRule, LocalSgd, ScheduleConfig, Sgd, SgdConfig, TrainModel, TrainingConfigError};
+
+/// How a client trains. [`LocalTrainingConfig::build`] checks it.
+///
+/// # Examples
+///
+/// ```
+/// use fedburn_core::RoundIndex;
+/// use fedburn_train::LocalTrainingConfig;
+///
+/// let config: LocalTrainingConfig = toml::from_str(r#"
+///     rule = "sgd"
+///     epochs = 1
+///     batch_size = 32
+///     lr = 0.05
+///     momentum = 0.9
+///     schedule = { kind = "exponential", decay = 0.99 }
+/// "#)?;
+/// let training = config.build()?;
+/// assert_eq!(training.learning_rate(RoundIndex(2)), 0.05 * 0.99);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalTrainingConfig {
+    /// The local rule.
+    #[serde(default)]
+    pub rule: RuleConfig,
+    /// Passes over the client's data, at least 1. Either this or `steps`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<usize>,
+    /// Mini-batch steps, at least 1, over as many passes as that takes. Either this or `epochs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<usize>,
+    /// Examples in a mini-batch, at least 1; more than the client has makes one batch of all.
+    pub batch_size: usize,
+    /// Learning rate before the schedule, above 0.
+    pub lr: f64,
+    /// Momentum, in `[0, 1)`. The velocity starts at zero in every local run.
+    #[serde(default)]
+    pub momentum: f64,
+    /// Nesterov's form of momentum; needs `momentum` above 0.
+    #[serde(default)]
+    pub nesterov: bool,
+    /// Factor of the weight added to its gradient, at least 0.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient, above 0; no clipping where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Rounds of linear warm-up: round `t` of the first `w` has its rate multiplied by `t / w` (Goyal et al.,
+    /// "Accurate, Large Minibatch SGD", 2017, arXiv:1706.02677). The schedule's clock runs meanwhile.
+    #[serde(default)]
+    pub warmup_rounds: u64,
+    /// The learning rate over rounds.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+}
+
+/// Which local rule a client follows. A rule without numbers of its own is written as its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RuleConfig {
+    /// Plain stochastic gradient descent, [`LocalSgd`].
+    #[default]
+    Sgd,
+}
+
+/// Checked settings of local training, shared by all clients of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalTraining {
+    config: LocalTrainingConfig,
+    length: Length,
+}
+
+/// How long a local run lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    Epochs(usize),
+    Steps(usize),
+}
+
+impl LocalTrainingConfig {
+    /// Plain SGD: `epochs` passes in batches of `batch_size` at learning rate `lr`, everything else off.
+    pub fn sgd(epochs: usize, batch_size: usize, lr: f64) -> Self {
+        Self {
+            rule: RuleConfig::Sgd,
+            epochs: Some(epochs),
+            steps: None,
+            batch_size,
+            lr,
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+            clip_norm: None,
+            warmup_rounds: 0,
+            schedule: ScheduleConfig::default(),
+        }
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`TrainingConfigError::Invalid`] with the first field that cannot be used.
+    pub fn build(self) -> Result<LocalTraining, TrainingConfigError> {
+        let length = match (self.epochs, self.steps) {
+            (Some(epochs), None) => Length::Epochs(epochs),
+            (None, Some(steps)) => Length::Steps(steps),
+            (Some(_), Some(steps)) => return Err(invalid("steps", steps, "nothing where `epochs` is set")),
+            (None, None) => return Err(invalid("epochs", "missing", "a number, or `steps` instead")),
+        };
+        check("epochs", self.epochs.unwrap_or(1), |v| v >= 1, "at least 1")?;
+        check("steps", self.steps.unwrap_or(1), |v| v >= 1, "at least 1")?;
+        check("batch_size", self.batch_size, |v| v >= 1, "at least 1")?;
+        check("lr", self.lr, |v| v > 0.0 && v.is_finite(), "a number above 0")?;
+        check("momentum", self.momentum, |v| (0.0..1.0).contains(&v), "a number in [0, 1)")?;
+        check("nesterov", self.nesterov, |v| !v || self.momentum > 0.0, "false where `momentum` is 0")?;
+        check("weight_decay", self.weight_decay, |v| v >= 0.0 && v.is_finite(), "a number of at least 0")?;
+        check("clip_norm", self.clip_norm.unwrap_or(1.0), |v| v > 0.0 && v.is_finite(), "a number above 0")?;
+        match self.schedule {
+            ScheduleConfig::Constant {} => {}
+            ScheduleConfig::Exponential { decay } => check_decay(decay)?,
+            ScheduleConfig::Step { decay, every } => {
+                check_decay(decay)?;
+                check("schedule.every", every, |v| v >= 1, "at least 1")?;
+            }
+            ScheduleConfig::Cosine { rounds, floor } => {
+                check("schedule.rounds", rounds, |v| v >= 1, "at least 1")?;
+                check("schedule.floor", floor, |v| (0.0..=1.0).contains(&v), "a number in [0, 1]")?;
+            }
+        }
+        Ok(LocalTraining { config: self, length })
+    }
+}
+
+impl LocalTraining {
+    /// The settings that were checked.
+    pub fn config(&self) -> &LocalTrainingConfig {
+        &self.config
+    }
+
+    /// The mini-batches of one local run. The order of the examples is drawn from `seed`.
+    pub fn batches<'a, B: Backend>(&self, data: &'a ClientData, seed: Seed, device: &'a B::Device) -> Batches<'a, B> {
+        match self.length {
+            Length::Epochs(epochs) => Batches::epochs(data, self.config.batch_size, epochs, seed, device),
+            Length::Steps(steps) => Batches::steps(data, self.config.batch_size, steps, seed, device),
+        }
+    }
+
+    /// The learning rate of `round`, warm-up and schedule included.
+    pub fn learning_rate(&self, round: RoundIndex) -> f64 {
+        let warm_up = match self.config.warmup_rounds {
+            0 => 1.0,
+            rounds => (round.0.max(1) as f64 / rounds as f64).min(1.0),
+        };
+        self.config.lr * warm_up * self.config.schedule.factor(round)
+    }
+
+    /// An optimiser at the start of a run: no velocity.
+    pub fn optimiser(&self) -> Sgd {
+        let LocalTrainingConfig { momentum, nesterov, weight_decay, clip_norm, .. } = self.config;
+        Sgd::new(SgdConfig { momentum, nesterov, weight_decay, clip_norm })
+    }
+
+    /// The configured rule, without state.
+    pub fn rule<B: Backend, M: TrainModel<B>>(&self) -> Box<dyn LocalRule<B, M>> {
+        match self.config.rule {
+            RuleConfig::Sgd => Box::new(LocalSgd),
+        }
+    }
+}
+
+fn check_decay(decay: f64) -> Result<(), TrainingConfigError> {
+    check("schedule.decay", decay, |v| v > 0.0 && v <= 1.0, "a number in (0, 1]")
+}
+
+fn check<V: Copy + ToString>(
+    field: &'static str,
+    value: V,
+    is_valid: impl Fn(V) -> bool,
+    expected: &'static str,
+) -> Result<(), TrainingConfigError> {
+    if is_valid(value) { Ok(()) } else { Err(invalid(field, value, expected)) }
+}
+
+fn invalid(field: &'static str, value: impl ToString, expected: &'static str) -> TrainingConfigError {
+    TrainingConfigError::Invalid { field, value: value.to_string(), expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn valid() -> LocalTrainingConfig {
+        LocalTrainingConfig::sgd(1, 10, 0.1)
+    }
+
+    #[test]
+    fn every_impossible_value_is_refused_by_name() {
+        type Change = fn(&mut LocalTrainingConfig);
+        let cases: [(&str, Change); 21] = [
+            ("epochs", |c| c.epochs = None),
+            ("epochs", |c| c.epochs = Some(0)),
+            ("steps", |c| c.steps = Some(3)),
+            ("steps", |c| (c.epochs, c.steps) = (None, Some(0))),
+            ("batch_size", |c| c.batch_size = 0),
+            ("lr", |c| c.lr = 0.0),
+            ("lr", |c| c.lr = f64::NAN),
+            ("lr", |c| c.lr = f64::INFINITY),
+            ("momentum", |c| c.momentum = 1.0),
+            ("momentum", |c| c.momentum = -0.1),
+            ("nesterov", |c| c.nesterov = true),
+            ("weight_decay", |c| c.weight_decay = -1.0),
+            ("weight_decay", |c| c.weight_decay = f64::NAN),
+            ("clip_norm", |c| c.clip_norm = Some(0.0)),
+            ("clip_norm", |c| c.clip_norm = Some(f64::INFINITY)),
+            ("schedule.decay", |c| c.schedule = ScheduleConfig::Exponential { decay: 0.0 }),
+            ("schedule.decay", |c| c.schedule = ScheduleConfig::Exponential { decay: 1.1 }),
+            ("schedule.decay", |c| c.schedule = ScheduleConfig::Step { decay: f64::NAN, every: 1 }),
+            ("schedule.every", |c| c.schedule = ScheduleConfig::Step { decay: 0.5, every: 0 }),
+            ("schedule.rounds", |c| c.schedule = ScheduleConfig::Cosine { rounds: 0, floor: 0.0 }),
+            ("schedule.floor", |c| c.schedule = ScheduleConfig::Cosine { rounds: 9, floor: -0.1 }),
+        ];
+        assert!(valid().build().is_ok());
+        for (name, change) in cases {
+            let mut config = valid();
+            change(&mut config);
+            let message = config.build().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("`{name}` is ")) && message.contains("expected"), "{name}: {message}");
+        }
+    }
+
+    #[test]
+    fn toml_tables_round_trip_and_unknown_fields_are_refused() {
+        let text = "steps = 5\nbatch_size = 8\nlr = 0.1\nschedule = { kind = \"cosine\", rounds = 10 }";
+        let config: LocalTrainingConfig = toml::from_str(text).unwrap();
+        assert_eq!((config.rule, config.steps, config.epochs), (RuleConfig::Sgd, Some(5), None));
+        assert_eq!(config.schedule, ScheduleConfig::Cosine { rounds: 10, floor: 0.0 });
+        assert_eq!(toml::from_str::<LocalTrainingConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        for wrong in [
+            "epochs = 1\nbatch_size = 8\nlr = 0.1\nmomentums = 0.9",
+            "epochs = 1\nbatch_size = 8\nlr = 0.1\nrule = \"sdg\"",
+            "epochs = 1\nbatch_size = 8\nlr = 0.1\nschedule = { kind = \"constant\", decay = 0.9 }",
+            "epochs = 1\nbatch_size = 8\nlr = 0.1\nschedule = { kind = \"exponential\", decay = 0.9, every = 2 }",
+            "epochs = 1\nlr = 0.1",
+        ] {
+            assert!(toml::from_str::<LocalTrainingConfig>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn warm_up_rises_in_a_line_and_multiplies_the_schedule() {
+        let schedule = ScheduleConfig::Exponential { decay: 0.5 };
+        let training = LocalTrainingConfig { lr: 8.0, warmup_rounds: 4, schedule, ..valid() }.build().unwrap();
+        let rates = [1, 2, 3, 4, 5].map(|round| training.learning_rate(RoundIndex(round)));
+        assert_eq!(rates, [2.0, 2.0, 1.5, 1.0, 0.5]);
+    }
+}

@@ -1,0 +1,121 @@
+//! A simulated population whose clients share one way of training.
+
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use fedburn_core::{Client, ClientId, ClientInfo, ModelFamily, Population, TrainError, Worker};
+use fedburn_data::ClientData;
+
+use crate::{LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
+
+/// Where clients' examples come from. Asked only for clients that train or evaluate, so that a population may be far
+/// larger than what fits into memory.
+pub trait ClientDataSource: Send + Sync {
+    /// Every client, sorted by id, without repeats; `num_examples` counts training examples.
+    fn clients(&self) -> Arc<[ClientInfo]>;
+
+    /// The examples of one client.
+    ///
+    /// # Errors
+    /// [`TrainError::Unusable`] where there is no such client or its data cannot be had.
+    fn local_data(&self, id: ClientId) -> Result<LocalData, TrainError>;
+}
+
+/// Clients numbered from 0, their views held in memory.
+#[derive(Clone, Debug)]
+pub struct ClientList {
+    clients: Arc<[ClientInfo]>,
+    data: Vec<LocalData>,
+}
+
+impl ClientList {
+    /// The client `i` has the `i`-th item.
+    pub fn new(data: impl IntoIterator<Item = LocalData>) -> Self {
+        let data: Vec<_> = data.into_iter().collect();
+        let info =
+            |(i, d): (usize, &LocalData)| ClientInfo { id: ClientId(i as u64), num_examples: d.train.len() as u64 };
+        Self { clients: data.iter().enumerate().map(info).collect(), data }
+    }
+}
+
+impl FromIterator<ClientData> for ClientList {
+    fn from_iter<I: IntoIterator<Item = ClientData>>(views: I) -> Self {
+        Self::new(views.into_iter().map(LocalData::from))
+    }
+}
+
+impl ClientDataSource for ClientList {
+    fn clients(&self) -> Arc<[ClientInfo]> {
+        self.clients.clone()
+    }
+
+    fn local_data(&self, id: ClientId) -> Result<LocalData, TrainError> {
+        let data = usize::try_from(id.0).ok().and_then(|index| self.data.get(index));
+        data.cloned().ok_or_else(|| TrainError::Unusable {
+            client: id,
+            reason: format!("no such client, the population has {}", self.data.len()),
+        })
+    }
+}
+
+/// Makes the rule of one client, without state.
+type NewRule<B, M> = Arc<dyn Fn() -> Box<dyn LocalRule<B, M>> + Send + Sync>;
+
+/// All clients of a simulation: one model family, one way of training, data on demand. Costs what its source costs,
+/// and one model for each worker.
+pub struct SupervisedPopulation<B: Backend, F: ModelFamily<B>> {
+    source: Arc<dyn ClientDataSource>,
+    family: F,
+    training: Arc<LocalTraining>,
+    rule: NewRule<B, F::TrainModel>,
+    device: B::Device,
+}
+
+impl<B: Backend, F: ModelFamily<B>> SupervisedPopulation<B, F> {
+    /// Clients with the data of `source` that train models of `family` on `device` by the rule of `training`.
+    pub fn new(source: Arc<dyn ClientDataSource>, family: F, training: LocalTraining, device: B::Device) -> Self {
+        let training = Arc::new(training);
+        let settings = training.clone();
+        Self { source, family, training, rule: Arc::new(move || settings.rule()), device }
+    }
+
+    /// The same population with a rule of your own; `rule` is called for each client that is built.
+    #[must_use]
+    pub fn with_rule(
+        mut self,
+        rule: impl Fn() -> Box<dyn LocalRule<B, F::TrainModel>> + Send + Sync + 'static,
+    ) -> Self {
+        self.rule = Arc::new(rule);
+        self
+    }
+}
+
+impl<B: Backend, F: ModelFamily<B>> Population<B> for SupervisedPopulation<B, F> {
+    fn clients(&self) -> Arc<[ClientInfo]> {
+        self.source.clients()
+    }
+
+    fn worker(&self) -> Box<dyn Worker<B>> {
+        Box::new(SupervisedWorker {
+            source: self.source.clone(),
+            training: self.training.clone(),
+            rule: self.rule.clone(),
+            resident: ResidentModel::new(self.family.clone(), self.device.clone()),
+        })
+    }
+}
+
+struct SupervisedWorker<B: Backend, F: ModelFamily<B>> {
+    source: Arc<dyn ClientDataSource>,
+    training: Arc<LocalTraining>,
+    rule: NewRule<B, F::TrainModel>,
+    resident: ResidentModel<B, F>,
+}
+
+impl<B: Backend, F: ModelFamily<B>> Worker<B> for SupervisedWorker<B, F> {
+    fn client(&mut self, id: ClientId) -> Result<Box<dyn Client<B> + '_>, TrainError> {
+        let data = self.source.local_data(id)?;
+        let client = SupervisedClient::<B, F, _>::new(id, data, self.training.clone(), &mut self.resident);
+        Ok(Box::new(client.with_rule((self.rule)())))
+    }
+}

@@ -1,0 +1,101 @@
+//! Local rules: what a client does between receiving the global model and sending its own.
+//!
+//! There is one training loop, [`descend`]. An algorithm that only changes the gradient of a step (proximal terms,
+//! control variates, sharpness-aware steps, extra losses) is a [`GradientRule`] given to that loop; one that also keeps
+//! state across rounds, sends something besides the model or trains in stages is a [`LocalRule`] around it.
+
+mod descent;
+mod sgd;
+
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::backend::Backend;
+use fedburn_core::{Classifier, ClientId, Mean, SideInfo, StateDict, StateError, TrainError, TrainTask};
+use fedburn_data::{Batches, ClientData};
+
+pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
+pub use sgd::LocalSgd;
+
+use crate::{Diverged, LocalTraining};
+
+/// A model that can be trained here: a classifier on `Autodiff<B>` with an inner module on `B`. Implemented for every
+/// such type.
+pub trait TrainModel<B: Backend>: Classifier<Autodiff<B>> + AutodiffModule<Autodiff<B>> {}
+
+impl<B: Backend, M: Classifier<Autodiff<B>> + AutodiffModule<Autodiff<B>>> TrainModel<B> for M {}
+
+/// The client half of an algorithm: one local training run from the global model. It belongs to one client.
+///
+/// # Laws
+/// `train` is a function of the model, the run and the saved state. State changes only in a `train` that succeeds.
+pub trait LocalRule<B: Backend, M: TrainModel<B>>: Send {
+    /// Trains `model`, which holds the global parameters, on the run's data.
+    ///
+    /// # Errors
+    /// [`TrainError`]; the model is then lost.
+    fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError>;
+
+    /// What must survive until the client is next sampled: control variates, a model of its own. Nothing by default.
+    fn state(&self) -> StateDict {
+        StateDict::default()
+    }
+
+    /// Takes back what [`LocalRule::state`] gave.
+    ///
+    /// # Errors
+    /// [`StateError`] where the state is not this rule's.
+    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        state.expect_empty()
+    }
+}
+
+/// All that a rule may know of one local training run.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalRun<'a, B: Backend> {
+    /// Whose run it is.
+    pub client: ClientId,
+    /// The request: round, global vector, seed, side information.
+    pub task: &'a TrainTask<B>,
+    /// The client's training examples, at least one.
+    pub data: &'a ClientData,
+    /// The settings.
+    pub training: &'a LocalTraining,
+    /// Where the model is.
+    pub device: &'a B::Device,
+}
+
+impl<'a, B: Backend> LocalRun<'a, B> {
+    /// The mini-batches of the run, in an order drawn from `task.seed.index(0)`; other indices are free for noise.
+    pub fn batches(&self) -> Batches<'a, B> {
+        self.training.batches(self.data, self.task.seed.index(0), self.device)
+    }
+
+    /// The round's learning rate.
+    pub fn learning_rate(&self) -> f64 {
+        self.training.learning_rate(self.task.round)
+    }
+
+    /// The error of a run that diverged.
+    pub fn diverged(&self, source: Diverged) -> TrainError {
+        TrainError::NonFinite { client: self.client, round: self.task.round, step: source.step }
+    }
+}
+
+/// The outcome of a local run.
+#[derive(Debug)]
+pub struct Trained<B: Backend, M> {
+    /// The model after training.
+    pub model: M,
+    /// Mean loss over the examples seen, each measured before its step; the weight is their number.
+    pub loss: Mean,
+    /// Steps taken.
+    pub steps: usize,
+    /// What the algorithm sends besides the model.
+    pub side: SideInfo<B>,
+}
+
+impl<B: Backend, M> From<Descent<M>> for Trained<B, M> {
+    fn from(descent: Descent<M>) -> Self {
+        Self { model: descent.model, loss: descent.loss, steps: descent.steps, side: SideInfo::default() }
+    }
+}
