@@ -7,7 +7,7 @@ const ALGORITHMS: [&str; 3] =
     ["crates/fedburn-strategies/src", "crates/fedburn-train/src/rules", "crates/fedburn-data/src/partition"];
 
 /// Files of those folders that hold no algorithm.
-const OTHERS: [&str; 5] = ["lib.rs", "mod.rs", "catalogue.rs", "config.rs", "error.rs"];
+const OTHERS: [&str; 6] = ["lib.rs", "mod.rs", "catalogue.rs", "config.rs", "descent.rs", "error.rs"];
 
 /// Whether the source is an algorithm's file.
 pub fn concerns(source: &Source) -> bool {
