@@ -1,4 +1,48 @@
 //! The client half: local training rules and evaluation.
+//!
+//! A [`LocalTrainingConfig`] says how a client trains. A [`SupervisedPopulation`] makes clients on demand from a
+//! [`ClientDataSource`]; its workers each hold one [`ResidentModel`] that stands in for every client. Training is one
+//! loop, [`descend`]: an algorithm changes the gradient of a step as a [`GradientRule`], or surrounds whole runs as a
+//! [`LocalRule`]. [`ClassifierEvaluator`] measures global models, [`CentralTraining`] is the baseline on pooled data.
+//!
+//! # Examples
+//!
+//! One client trains for one round:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use burn_flex::{Flex, FlexDevice};
+//! use fedburn_core::{
+//!     ClassId, ClientId, Metrics, ModelFamily, Population, Reports, RoundIndex, Seed, SideInfo, TrainTask, flatten,
+//! };
+//! use fedburn_data::{ClientData, Examples, Inputs};
+//! use fedburn_models::ZooConfig;
+//! use fedburn_train::{ClientList, LocalTrainingConfig, SupervisedPopulation};
+//!
+//! let inputs = Inputs::F32((0..20).map(|i| i as f32 / 10.0).collect());
+//! let labels = (0..20).map(|i| ClassId(i / 10)).collect();
+//! let examples = Arc::new(Examples::new(inputs, [1, 1, 1], labels, 2)?);
+//! let clients: ClientList = [ClientData::new(examples.clone(), vec![0, 5, 12])?, ClientData::all(examples)]
+//!     .into_iter()
+//!     .collect();
+//!
+//! let family = ZooConfig::Softmax {}.build([1, 1, 1], 2)?;
+//! let global = flatten::<Flex, _>(&family.init(Seed::new(0), &FlexDevice))?;
+//! let training = LocalTrainingConfig::sgd(3, 4, 0.1).build()?;
+//! let population = SupervisedPopulation::<Flex, _>::new(Arc::new(clients), family, training, FlexDevice);
+//!
+//! let task = TrainTask {
+//!     round: RoundIndex(1),
+//!     global,
+//!     seed: Seed::new(1),
+//!     side: SideInfo::default(),
+//!     reports: Reports::default(),
+//! };
+//! let update = population.worker().client(ClientId(1))?.train(&task)?;
+//! assert_eq!(update.num_examples, 20);
+//! assert!(update.metrics.get(Metrics::TRAIN_LOSS).is_some());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -28,3 +72,7 @@ pub use rules::{
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};
 pub use supervised_client::{LocalData, SupervisedClient};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
