@@ -9,10 +9,12 @@ const ALGORITHMS: [&str; 3] =
 /// Files of those folders that hold no algorithm.
 const OTHERS: [&str; 6] = ["lib.rs", "mod.rs", "catalogue.rs", "config.rs", "descent.rs", "error.rs"];
 
-/// Whether the source is an algorithm's file.
+/// Whether the source is an algorithm's file; a file that exports no type only helps those that do.
 pub fn concerns(source: &Source) -> bool {
     let Some((folder, file)) = source.path.rsplit_once('/') else { return false };
-    ALGORITHMS.contains(&folder) && !OTHERS.contains(&file)
+    let exports =
+        ["pub struct ", "pub enum "].iter().any(|item| source.text.lines().any(|line| line.starts_with(item)));
+    ALGORITHMS.contains(&folder) && !OTHERS.contains(&file) && exports
 }
 
 /// The module documentation holds an arXiv id, a DOI, or a venue and a year.
@@ -88,11 +90,12 @@ mod tests {
 
     #[test]
     fn only_algorithm_files_are_meant() {
-        let concerned = |path| concerns(&Source::new(path, ""));
+        let concerned = |path| concerns(&Source::new(path, "//! Doc.\n\npub struct A;\n"));
         assert!(concerned("crates/fedburn-strategies/src/fedavg.rs"));
         assert!(concerned("crates/fedburn-data/src/partition/dirichlet.rs"));
         assert!(!concerned("crates/fedburn-strategies/src/catalogue.rs"));
         assert!(!concerned("crates/fedburn-train/src/rules/mod.rs"));
         assert!(!concerned("crates/fedburn-train/src/evaluate.rs"));
+        assert!(!concerns(&Source::new("crates/fedburn-data/src/partition/pools.rs", "pub(super) fn pools() {}\n")));
     }
 }
