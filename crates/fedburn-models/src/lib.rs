@@ -1,1 +1,53 @@
 //! The model zoo: one file per architecture, one enum over them.
+//!
+//! [`ZooConfig`] names an architecture in a configuration file; [`ZooConfig::build`] checks it against the data's input
+//! shape and number of classes and gives a [`Zoo`], the [`ModelFamily`](fedburn_core::ModelFamily) of a run. The
+//! families behind it ([`TwoNnFamily`], [`ResNetFamily`], …) can be used alone. Own models become families with
+//! [`seeded`], which draws initial weights on the host from the run's seed.
+//!
+//! # Examples
+//!
+//! ```
+//! use burn::tensor::Tensor;
+//! use burn_flex::{Flex, FlexDevice};
+//! use fedburn_core::{Classifier, Mode, ModelFamily, Seed, schema_of};
+//! use fedburn_models::{ZooConfig, ZooModel};
+//!
+//! let zoo = ZooConfig::TwoNn { hidden: 200 }.build([1, 28, 28], 10)?;
+//! let model: ZooModel<Flex> = zoo.init(Seed::new(7), &FlexDevice);
+//! assert_eq!(schema_of::<Flex, _>(&model)?.num_weights(), 199_210);
+//! let images = Tensor::zeros([4, 1, 28, 28], &FlexDevice);
+//! assert_eq!(model.forward(images, Mode::Evaluate).dims(), [4, 10]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod char_lstm;
+mod error;
+mod family;
+mod fedavg_cnn;
+mod init;
+mod layers;
+mod lenet5;
+mod norm;
+mod resnet;
+mod softmax;
+mod two_nn;
+mod zoo;
+
+pub use char_lstm::{CharLstm, CharLstmFamily, LstmCell};
+pub use error::ModelError;
+pub use fedavg_cnn::{FedAvgCnn, FedAvgCnnFamily};
+pub use init::{InitScheme, seeded};
+pub use layers::{conv2d, max_pool2d};
+pub use lenet5::{LeNet5, LeNet5Family};
+pub use norm::{Norm, NormChoice};
+pub use resnet::{ResNet, ResNetFamily, ResidualBlock, Shortcut};
+pub use softmax::{Softmax, SoftmaxFamily};
+pub use two_nn::{TwoNn, TwoNnFamily};
+pub use zoo::{NormKind, Zoo, ZooConfig, ZooModel};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

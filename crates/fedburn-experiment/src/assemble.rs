@@ -1,0 +1,164 @@
+//! From a config to the parts of a run. Everything that can be refused is refused here, before anything runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use fedburn::core::{ClientSampler, Purpose, Seed, Strategy};
+use fedburn::data::{ClientData, Dataset, Partition, PartitionStatistics};
+use fedburn::models::Zoo;
+use fedburn::runtime::{Availability, ReachableOnly};
+use fedburn::train::{ClientDataSource, ClientList, LocalData, LocalTraining};
+
+use crate::config::{ConfigError, ExperimentConfig};
+
+/// The parts that all seeds of an experiment share.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    path: PathBuf,
+    config: ExperimentConfig,
+    dataset: Arc<Dataset>,
+    zoo: Zoo,
+    training: LocalTraining,
+    availability: Availability,
+}
+
+/// The parts of the run of one seed.
+#[derive(Clone, Debug)]
+pub struct Run {
+    experiment: Experiment,
+    seed: u64,
+    partition: Partition,
+    clients: Arc<ClientList>,
+}
+
+impl Experiment {
+    /// Reads the data and checks every table of `config`, which came from `path`; `data_root` is where data sets are
+    /// looked for.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] with the table, the field, its value and what was expected.
+    pub fn new(path: &Path, config: ExperimentConfig, data_root: &Path) -> Result<Self, ConfigError> {
+        let refuse = |table, reason: String| ConfigError::Value { path: path.to_owned(), table, reason };
+        config.server.check().map_err(|e| refuse("server", e.to_string()))?;
+        let training = config.client.clone().build().map_err(|e| refuse("client", e.to_string()))?;
+        let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
+        let dataset = config.data.load(data_root).map_err(|e| refuse("data", e.to_string()))?;
+        let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
+        let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
+        Ok(Self { path: path.to_owned(), config, dataset: Arc::new(dataset), zoo, training, availability })
+    }
+
+    /// The config that the parts were made from.
+    pub fn config(&self) -> &ExperimentConfig {
+        &self.config
+    }
+
+    /// The examples.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// The model family.
+    pub fn zoo(&self) -> &Zoo {
+        &self.zoo
+    }
+
+    /// How clients train.
+    pub fn training(&self) -> &LocalTraining {
+        &self.training
+    }
+
+    /// Splits the data for one seed and checks that strategy and sampler can be made.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn run(&self, seed: u64) -> Result<Run, ConfigError> {
+        let refuse = |table, reason: String| ConfigError::Value { path: self.path.clone(), table, reason };
+        let split = Seed::new(self.config.partition_seed.unwrap_or(seed)).purpose(Purpose::Partition);
+        let (train, users) = (&self.dataset.train, self.dataset.user_ids.as_deref());
+        let partition = self.config.partition.partition(train.labels(), users, split).map_err(|e| refuse("partition", e.to_string()))?;
+        let views = partition.client_data(train).map_err(|e| refuse("partition", e.to_string()))?;
+        let holdout = self.config.evaluation.client_holdout;
+        let seeds = split.index(0);
+        let local = views.into_iter().enumerate().map(|(k, data)| match holdout {
+            0.0 => LocalData::from(data),
+            share => {
+                let (train, held_out) = data.split_holdout(share, seeds.index(k as u64));
+                LocalData { train, held_out: Some(held_out) }
+            }
+        });
+        let run = Run { experiment: self.clone(), seed, partition, clients: Arc::new(ClientList::new(local)) };
+        run.sampler().map_err(|e| refuse("sampler", e))?;
+        Ok(run)
+    }
+
+    /// The strategy.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`].
+    pub fn strategy<B: Backend>(&self) -> Result<Strategy<B>, ConfigError> {
+        let refuse = |reason: String| ConfigError::Value { path: self.path.clone(), table: "strategy", reason };
+        self.config.strategy.clone().build().map_err(|e| refuse(e.to_string()))
+    }
+}
+
+impl Run {
+    /// What all seeds share.
+    pub fn experiment(&self) -> &Experiment {
+        &self.experiment
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The root of the run's seed tree.
+    pub fn seeds(&self) -> Seed {
+        Seed::new(self.seed)
+    }
+
+    /// Who holds which examples.
+    pub fn partition(&self) -> &Partition {
+        &self.partition
+    }
+
+    /// How different the clients' data are.
+    pub fn statistics(&self) -> PartitionStatistics {
+        let train = &self.experiment.dataset.train;
+        PartitionStatistics::new(&self.partition, train.labels(), train.num_classes())
+    }
+
+    /// The clients' examples.
+    pub fn clients(&self) -> &Arc<ClientList> {
+        &self.clients
+    }
+
+    /// Who fails when.
+    pub fn availability(&self) -> Availability {
+        self.experiment.availability
+    }
+
+    /// All examples that some client trains on: what centralised training may use.
+    ///
+    /// # Errors
+    /// The reason, where the parts of the partition do not fit the data.
+    pub fn pooled(&self) -> Result<ClientData, String> {
+        let mut indices = Vec::new();
+        for info in self.clients.clients().iter() {
+            indices.extend_from_slice(self.clients.local_data(info.id).map_err(|e| e.to_string())?.train.indices());
+        }
+        indices.sort_unstable();
+        ClientData::new(self.experiment.dataset.train.clone(), indices).map_err(|e| e.to_string())
+    }
+
+    /// The sampler, which sees only the clients that can be reached.
+    ///
+    /// # Errors
+    /// The reason, where the population cannot give what the config asks.
+    pub fn sampler(&self) -> Result<Box<dyn ClientSampler>, String> {
+        let sampler = self.experiment.config.sampler.clone().build(&self.clients.clients()).map_err(|e| e.to_string())?;
+        Ok(Box::new(ReachableOnly::new(sampler, self.availability(), self.seeds())))
+    }
+}

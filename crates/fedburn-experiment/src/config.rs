@@ -1,0 +1,282 @@
+//! An experiment file: what to run, checked before anything runs.
+
+use std::path::{Path, PathBuf};
+
+use fedburn::data::{DatasetConfig, PartitionConfig};
+use fedburn::models::ZooConfig;
+use fedburn::runtime::{AvailabilityConfig, SamplerConfig, ServerConfig};
+use fedburn::strategies::StrategyConfig;
+use fedburn::train::LocalTrainingConfig;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+/// An experiment as its TOML file holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExperimentConfig {
+    /// What the experiment is, for lists and reports.
+    pub title: String,
+    /// The paper, table or page that it follows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<String>,
+    /// One run for each of these seeds.
+    pub seeds: Vec<u64>,
+    /// Fixes the split: the same for every seed of the experiment. Where absent, each seed splits anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition_seed: Option<u64>,
+    /// The examples.
+    pub data: DatasetConfig,
+    /// How they are split among clients.
+    pub partition: PartitionConfig,
+    /// What clients hold out.
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// The model.
+    pub model: ZooConfig,
+    /// How clients train.
+    pub client: LocalTrainingConfig,
+    /// How their answers are combined.
+    #[serde(default)]
+    pub strategy: StrategyConfig,
+    /// Who takes part.
+    pub sampler: SamplerConfig,
+    /// Which clients can be reached and which fail.
+    #[serde(default)]
+    pub availability: AvailabilityConfig,
+    /// How the run is paced.
+    pub server: ServerConfig,
+    /// How requests reach clients.
+    #[serde(default)]
+    pub transport: TransportConfig,
+    /// What to run beside the federation.
+    #[serde(default)]
+    pub baselines: BaselinesConfig,
+    /// Fields to vary in a sweep: dotted names and their values.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub sweep: toml::Table,
+    /// Executable claims about the results.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expect: Vec<ExpectConfig>,
+}
+
+/// The `[evaluation]` table.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluationConfig {
+    /// Share of each client's examples that it holds out to evaluate on, in `[0, 1)`. Where it is 0, clients evaluate
+    /// on their training examples.
+    pub client_holdout: f64,
+}
+
+/// The `[transport]` table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum TransportConfig {
+    /// Worker threads in this process.
+    InProcess {
+        /// Number of threads, 0 for one a core. Does not change results.
+        #[serde(default)]
+        workers: usize,
+    },
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        Self::InProcess { workers: 0 }
+    }
+}
+
+/// The `[baselines]` table.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaselinesConfig {
+    /// Epochs of training on the pooled data of all clients; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub centralised_epochs: Option<usize>,
+    /// Epochs of training of each client alone on its own data; absent for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_only_epochs: Option<usize>,
+}
+
+/// An executable claim, an `[[expect]]` table: the mean over seeds of a metric lies within bounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectConfig {
+    /// A column of `rounds.csv`, `accuracy_over_centralised` or `accuracy_over_local_only`.
+    pub metric: String,
+    /// The round; the last one where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_round: Option<u64>,
+    /// Smallest mean that keeps the claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_least: Option<f64>,
+    /// Largest mean that keeps the claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_most: Option<f64>,
+}
+
+/// An experiment file that cannot be run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, has an unknown field, or a value of the wrong type.
+    #[error("{}: {field}: {reason}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The dotted name of the field, or `file` where it cannot be told.
+        field: String,
+        /// What is wrong, with what was expected.
+        reason: String,
+    },
+    /// A value that no run can work with.
+    #[error("{}: [{table}] {reason}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The table of the file.
+        table: &'static str,
+        /// The field, its value and what was expected.
+        reason: String,
+    },
+    /// An override on the command line that cannot be applied.
+    #[error("--set {text}: {reason}")]
+    Override {
+        /// The override as it was given.
+        text: String,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl ExperimentConfig {
+    /// Reads and checks the shape of an experiment file, with `overrides` of the form `table.field=value` applied.
+    ///
+    /// # Errors
+    /// [`ConfigError`]. The values are checked by [`crate::assemble`], before anything runs.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text, overrides)
+    }
+
+    /// [`ExperimentConfig::load`] for text that is already in memory; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Self, ConfigError> {
+        let refuse = |field: String, reason: String| ConfigError::Parse { path: path.to_owned(), field, reason };
+        let mut table: toml::Table = toml::from_str(text).map_err(|e| refuse("file".to_owned(), e.to_string()))?;
+        for text in overrides {
+            apply_override(&mut table, text)?;
+        }
+        let config: Self = serde_path_to_error::deserialize(table).map_err(|e| {
+            let field = e.path().to_string();
+            refuse(if field == "." { "file".to_owned() } else { field }, e.into_inner().message().to_owned())
+        })?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let refuse = |table, reason: String| Err(ConfigError::Value { path: path.to_owned(), table, reason });
+        if self.seeds.is_empty() {
+            return refuse("file", "seeds = [], expected at least one seed".to_owned());
+        }
+        let mut seeds = self.seeds.clone();
+        seeds.sort_unstable();
+        if let Some(pair) = seeds.windows(2).find(|pair| pair[0] == pair[1]) {
+            return refuse("file", format!("seeds holds {} twice, expected different seeds", pair[0]));
+        }
+        let holdout = self.evaluation.client_holdout;
+        if !(0.0..1.0).contains(&holdout) {
+            return refuse("evaluation", format!("client_holdout = {holdout}, expected a share in [0, 1)"));
+        }
+        for (field, epochs) in
+            [("centralised_epochs", self.baselines.centralised_epochs), ("local_only_epochs", self.baselines.local_only_epochs)]
+        {
+            if epochs == Some(0) {
+                return refuse("baselines", format!("{field} = 0, expected at least 1; leave it out for no such baseline"));
+            }
+        }
+        for expect in &self.expect {
+            if expect.at_least.is_none() && expect.at_most.is_none() {
+                return refuse("expect", format!("metric `{}` has no bound, expected at_least or at_most", expect.metric));
+            }
+            if let Some(round) = expect.at_round.filter(|&r| r > self.server.rounds) {
+                return refuse("expect", format!("at_round = {round}, expected at most [server] rounds = {}", self.server.rounds));
+            }
+        }
+        Ok(())
+    }
+
+    /// Identifies what one seed of this experiment computes: a SHA-256 over every field that can change its results,
+    /// the backend and the seed. Titles, claims, other seeds and the number of workers are left out.
+    pub fn run_hash(&self, backend: &str, seed: u64) -> String {
+        let mut relevant = self.clone();
+        relevant.title.clear();
+        relevant.reference = None;
+        relevant.seeds.clear();
+        relevant.expect.clear();
+        relevant.sweep.clear();
+        relevant.transport = TransportConfig::default();
+        // serde_json's maps are sorted, so the text does not depend on the order of fields in the file.
+        let value = serde_json::to_value(&relevant).unwrap_or_default();
+        let digest = Sha256::digest(format!("fedburn run 1\n{backend}\n{seed}\n{value}"));
+        digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The file with every default written out, for this seed alone.
+    pub fn resolved(&self, seed: u64) -> String {
+        let one = Self { seeds: vec![seed], sweep: toml::Table::new(), ..self.clone() };
+        // A table of plain values always has a TOML form; were it not so, the debug form says what was run.
+        toml::to_string_pretty(&one).unwrap_or_else(|_| format!("# {one:?}"))
+    }
+
+    /// A small version that shows in seconds that everything works: two rounds, one seed, short baselines.
+    #[must_use]
+    pub fn smoke(mut self) -> Self {
+        self.seeds.truncate(1);
+        self.server.rounds = self.server.rounds.min(2);
+        self.server.checkpoint_every = self.server.checkpoint_every.min(1);
+        self.baselines.centralised_epochs = self.baselines.centralised_epochs.map(|_| 1);
+        self.baselines.local_only_epochs = self.baselines.local_only_epochs.map(|_| 1);
+        self.expect.clear();
+        self
+    }
+}
+
+/// Applies `table.field=value`; the value is TOML, or a string where it is not.
+fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), ConfigError> {
+    let refuse = |reason: String| ConfigError::Override { text: text.to_owned(), reason };
+    let (key, value) = text.split_once('=').ok_or_else(|| refuse("expected table.field=value".to_owned()))?;
+    let parsed: Result<toml::Table, _> = toml::from_str(&format!("v = {value}"));
+    let value = parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    set(table, key, value).map_err(refuse)
+}
+
+/// Sets a dotted field of a table, making tables on the way.
+///
+/// # Errors
+/// The reason, where the name is empty or passes through a value that is no table.
+pub fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+    let (place, last) = key.trim().rsplit_once('.').map_or(("", key.trim()), |(place, last)| (place, last));
+    if last.is_empty() {
+        return Err("the field's name is empty".to_owned());
+    }
+    let mut at = table;
+    for part in place.split('.').filter(|p| !p.is_empty()) {
+        let next = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next.as_table_mut().ok_or_else(|| format!("`{part}` is not a table"))?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! One kind of picture: curves, bands and dots over two axes, as SVG that looks the same on paper and on screen.
+
+use maud::Escaper;
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::fmt::Write;
+
+/// A picture. The colours are names: the page's style sheet maps each to a lighter one on a dark background.
+pub(super) struct Chart<'a> {
+    /// What the picture shows, in words, for those who do not see it.
+    pub(super) alt: String,
+    pub(super) x: Axis<'a>,
+    pub(super) y: Axis<'a>,
+    pub(super) series: Vec<Series>,
+}
+
+/// An axis: what it shows in which unit.
+pub(super) struct Axis<'a> {
+    pub(super) label: &'a str,
+    pub(super) scale: Scale,
+}
+
+/// How numbers on an axis are shown and where it may begin and end.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Scale {
+    /// Whole numbers.
+    Count,
+    /// Shares in `[0, 1]`, shown in percent.
+    Share,
+    /// Positive amounts; the axis begins at 0.
+    Amount,
+    /// Any numbers.
+    Number,
+}
+
+/// Points of one kind.
+pub(super) struct Series {
+    /// Its entry in the legend; none for a companion of another series.
+    pub(super) label: Option<String>,
+    pub(super) colour: RGBColor,
+    pub(super) mark: Mark,
+}
+
+/// How a series is drawn. Points that are not finite are left out.
+pub(super) enum Mark {
+    Line(Vec<(f64, f64)>),
+    /// A thin pale line behind the others.
+    Faint(Vec<(f64, f64)>),
+    Dots(Vec<(f64, f64)>),
+    /// `(x, low, high)`.
+    Band(Vec<(f64, f64, f64)>),
+    /// A dashed horizontal.
+    Level(f64),
+}
+
+/// Seven colours that stay apart for all common kinds of colour vision: Okabe and Ito, "Color universal design", 2008.
+pub(super) const PALETTE: [RGBColor; 7] = [
+    RGBColor(0x00, 0x72, 0xB2),
+    RGBColor(0xD5, 0x5E, 0x00),
+    RGBColor(0x00, 0x9E, 0x73),
+    RGBColor(0xCC, 0x79, 0xA7),
+    RGBColor(0xE6, 0x9F, 0x00),
+    RGBColor(0x56, 0xB4, 0xE9),
+    RGBColor(0x57, 0x60, 0x6A),
+];
+
+impl Chart<'_> {
+    /// The SVG element, `width x height` pixels; `None` where no point is finite.
+    pub(super) fn svg(&self, width: u32, height: u32) -> Option<String> {
+        let x_range = self.x.scale.range(self.series.iter().flat_map(|series| series.mark.xs()))?;
+        let y_range = self.y.scale.range(self.series.iter().flat_map(|series| series.mark.ys()))?;
+        let mut drawn = String::new();
+        self.draw(&mut drawn, (FINE * width, FINE * height), x_range, y_range).ok()?;
+        let (_, body) = drawn.split_once('>')?;
+        let mut svg = format!(r#"<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{height}" "#);
+        write!(svg, r#"viewBox="0 0 {} {}" role="img" aria-label=""#, FINE * width, FINE * height).ok()?;
+        write!(Escaper::new(&mut svg), "{}", self.alt).ok()?;
+        Some(svg + "\">" + body)
+    }
+
+    fn draw(&self, svg: &mut String, size: (u32, u32), x: (f64, f64), y: (f64, f64)) -> DrawResult {
+        let root = SVGBackend::with_string(svg, size).into_drawing_area();
+        root.fill(&WHITE)?;
+        let has_legend = self.series.iter().any(|series| series.label.is_some());
+        let (legend, plot) = root.split_vertically(if has_legend { FINE * 26 } else { 0 });
+        self.draw_legend(&legend)?;
+        let mut chart = ChartBuilder::on(&plot)
+            .margin_top(px(8))
+            .margin_right(px(18))
+            .margin_bottom(px(4))
+            .x_label_area_size(px(42))
+            .y_label_area_size(px(58))
+            .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+        let text = |size: i32, colour: &RGBColor| ("sans-serif", px(size)).into_font().color(colour);
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .bold_line_style(GRID.stroke_width(FINE))
+            .light_line_style(TRANSPARENT)
+            .axis_style(MUTED.stroke_width(FINE))
+            .set_all_tick_mark_size(px(4))
+            .label_style(text(14, &MUTED))
+            .axis_desc_style(text(15, &INK))
+            .x_desc(self.x.label)
+            .y_desc(self.y.label)
+            .x_labels(8)
+            .y_labels(6)
+            .x_label_formatter(&|value| self.x.scale.tick(*value, x))
+            .y_label_formatter(&|value| self.y.scale.tick(*value, y))
+            .draw()?;
+        // What lies behind is drawn first.
+        let mut series: Vec<_> = self.series.iter().collect();
+        series.sort_by_key(|series| series.mark.depth());
+        for Series { colour, mark, .. } in series {
+            let stroke = colour.stroke_width(FINE * 2);
+            match mark {
+                Mark::Line(points) => {
+                    chart.draw_series(LineSeries::new(finite(points), stroke))?;
+                    if points.len() <= 30 {
+                        let dots = finite(points).map(|at| Circle::new(at, px(5) / 2, colour.filled()));
+                        chart.draw_series(dots)?;
+                    }
+                }
+                Mark::Faint(points) => {
+                    chart.draw_series(LineSeries::new(finite(points), colour.mix(0.55).stroke_width(FINE)))?;
+                }
+                Mark::Dots(points) => {
+                    chart.draw_series(finite(points).map(|at| Circle::new(at, px(5) / 2, colour.mix(0.8).filled())))?;
+                }
+                Mark::Band(points) => {
+                    let points = points.iter().filter(|(x, low, high)| (x + low + high).is_finite());
+                    let upper = points.clone().map(|&(x, _, high)| (x, high));
+                    let outline: Vec<_> = upper.chain(points.rev().map(|&(x, low, _)| (x, low))).collect();
+                    chart.draw_series([Polygon::new(outline, colour.mix(0.18).filled())])?;
+                }
+                Mark::Level(level) => {
+                    let ends = [(x.0, *level), (x.1, *level)];
+                    chart.draw_series(DashedLineSeries::new(ends, px(6), px(4), stroke))?;
+                }
+            }
+        }
+        root.present()
+    }
+
+    fn draw_legend<'b>(&self, area: &DrawingArea<SVGBackend<'b>, plotters::coord::Shift>) -> DrawResult<'b> {
+        let font = ("sans-serif", px(15)).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+        let (mut x, y) = (px(58), px(15));
+        for Series { label, colour, mark } in &self.series {
+            let Some(label) = label else { continue };
+            let stroke = colour.stroke_width(FINE * 2);
+            match mark {
+                Mark::Line(_) => area.draw(&PathElement::new([(x, y), (x + px(18), y)], stroke))?,
+                Mark::Faint(_) => area.draw(&PathElement::new([(x, y), (x + px(18), y)], colour.mix(0.55)))?,
+                Mark::Dots(_) => area.draw(&Circle::new((x + px(9), y), px(3), colour.filled()))?,
+                Mark::Level(_) => {
+                    area.draw(&PathElement::new([(x, y), (x + px(7), y)], stroke))?;
+                    area.draw(&PathElement::new([(x + px(11), y), (x + px(18), y)], stroke))?;
+                }
+                Mark::Band(_) => {
+                    let corners = [(x, y - px(5)), (x + px(18), y + px(5))];
+                    area.draw(&Rectangle::new(corners, colour.mix(0.25).filled()))?;
+                }
+            }
+            area.draw_text(label, &font, (x + px(24), y))?;
+            x += px(24 + 20) + px(13) / 2 * label.chars().count() as i32;
+        }
+        Ok(())
+    }
+}
+
+impl Scale {
+    /// Where the axis begins and ends: the finite values with some air, never of no length.
+    fn range(self, values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+        let (low, high) = values
+            .filter(|value| value.is_finite())
+            .map(|value| (value, value))
+            .reduce(|(low, high), (value, _)| (low.min(value), high.max(value)))?;
+        let air = match high - low {
+            none if none <= 1e-9 * high.abs().max(1e-9) => (0.05 * high.abs()).max(1e-3),
+            length => 0.05 * length,
+        };
+        Some(match self {
+            Self::Count if high > low => (low, high),
+            Self::Count => (low - 1.0, high + 1.0),
+            Self::Share => ((low - air).max(0.0), (high + air).min(1.0)),
+            Self::Amount => (0.0, if high > 0.0 { 1.08 * high } else { 1.0 }),
+            Self::Number => (low - air, high + air),
+        })
+    }
+
+    /// A number beside a tick, with as many digits as ticks of this range need; nothing between whole numbers.
+    fn tick(self, value: f64, (low, high): (f64, f64)) -> String {
+        let value = if value.abs() < 1e-9 * (high - low) { 0.0 } else { value };
+        let digits = |length: f64| (1.0 - (length / 2.0).log10()).floor().clamp(0.0, 6.0) as usize;
+        match self {
+            Self::Count if value.fract().abs() > 1e-9 => String::new(),
+            Self::Count => format!("{value:.0}"),
+            Self::Share => format!("{:.*} %", digits(100.0 * (high - low)), 100.0 * value),
+            Self::Amount | Self::Number => format!("{value:.*}", digits(high - low)),
+        }
+    }
+}
+
+impl Mark {
+    fn xs(&self) -> Vec<f64> {
+        match self {
+            Self::Line(points) | Self::Faint(points) | Self::Dots(points) => points.iter().map(|point| point.0).collect(),
+            Self::Band(points) => points.iter().map(|point| point.0).collect(),
+            Self::Level(_) => Vec::new(),
+        }
+    }
+
+    fn ys(&self) -> Vec<f64> {
+        match self {
+            Self::Line(points) | Self::Faint(points) | Self::Dots(points) => points.iter().map(|point| point.1).collect(),
+            Self::Band(points) => points.iter().flat_map(|&(_, low, high)| [low, high]).collect(),
+            Self::Level(level) => vec![*level],
+        }
+    }
+
+    fn depth(&self) -> u8 {
+        match self {
+            Self::Band(_) => 0,
+            Self::Faint(_) => 1,
+            Self::Level(_) => 2,
+            Self::Line(_) | Self::Dots(_) => 3,
+        }
+    }
+}
+
+type DrawResult<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+
+/// The drawing library places everything on whole pixels; a drawing four times as large places it on quarters.
+const FINE: u32 = 4;
+const INK: RGBColor = RGBColor(0x1B, 0x1F, 0x24);
+const MUTED: RGBColor = RGBColor(0x57, 0x60, 0x6A);
+const GRID: RGBColor = RGBColor(0xE3, 0xE6, 0xEA);
+
+fn px(pixels: i32) -> i32 {
+    pixels * FINE as i32
+}
+
+fn finite(points: &[(f64, f64)]) -> impl Iterator<Item = (f64, f64)> + '_ {
+    points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(mark: Mark, scale: Scale) -> Chart<'static> {
+        Chart {
+            alt: "a \"<test>\"".into(),
+            x: Axis { label: "round", scale: Scale::Count },
+            y: Axis { label: "value", scale },
+            series: vec![Series { label: Some("a < b".into()), colour: PALETTE[0], mark }],
+        }
+    }
+
+    #[test]
+    fn nothing_finite_is_no_picture() {
+        assert_eq!(chart(Mark::Line(Vec::new()), Scale::Number).svg(600, 300), None);
+        assert_eq!(chart(Mark::Line(vec![(1.0, f64::NAN)]), Scale::Number).svg(600, 300), None);
+    }
+
+    #[test]
+    fn extreme_points_are_drawn_without_nonsense() {
+        for scale in [Scale::Count, Scale::Share, Scale::Amount, Scale::Number] {
+            for points in [vec![(1.0, 0.0)], vec![(1.0, 1.0), (2.0, 1.0)], vec![(1.0, 1e300), (2.0, f64::INFINITY)]] {
+                let svg = chart(Mark::Line(points), scale).svg(600, 300).unwrap();
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+                assert!(svg.contains("a &lt; b") && svg.contains("a &quot;&lt;test&gt;&quot;") && svg.ends_with("</svg>\n"));
+            }
+        }
+    }
+
+    #[test]
+    fn ticks_show_the_digits_that_tell_them_apart() {
+        assert_eq!(Scale::Share.tick(0.85, (0.2, 0.95)), "85 %");
+        assert_eq!(Scale::Share.tick(0.915, (0.91, 0.93)), "91.5 %");
+        assert_eq!(Scale::Count.tick(2.5, (0.0, 5.0)), "");
+        assert_eq!(Scale::Number.tick(0.25, (0.0, 1.0)), "0.2");
+        assert_eq!(Scale::Number.tick(-1e-18, (-1.0, 1.0)), "0.0");
+    }
+}

@@ -1,0 +1,149 @@
+//! Results worth keeping, as Markdown: `docs/results/<suite>.md`.
+
+use std::fmt::Write;
+
+use super::curves;
+use crate::Metric;
+use crate::format::{mean_sd, mebibytes, percent, seconds, utc};
+use crate::results::{ExperimentResults, RunInfo, SeedStatus, Summary};
+
+/// One page for a suite: a table of final figures (mean ± sd over seeds), the curves, and for each experiment its
+/// baselines, versions and command. Pictures are linked relative to the page, as `<suite>/<picture>.svg`;
+/// [`super::write_markdown`] writes them. What comes from files is escaped.
+pub fn markdown(experiments: &[ExperimentResults]) -> String {
+    let suite = experiments.first().map_or("results", |results| suite(results));
+    let pictures = pictures(experiments);
+    let linked = |prefix: &str| {
+        let links = pictures.iter().filter(|(name, _)| name.starts_with(prefix));
+        links.map(|(name, _)| format!("![{}]({name})\n", name.trim_end_matches(".svg"))).collect::<String>()
+    };
+    let mut page = format!("# Results: {}\n\n", escaped(suite));
+    page += "Mean ± standard deviation over seeds, measured on data that no client trains on.\n\n";
+    page += "| experiment | seeds | rounds | final accuracy | best accuracy | final loss | centralised | clients alone | traffic | time |\n";
+    page += "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
+    experiments.iter().for_each(|results| page += &line(results));
+    let _ = write!(page, "\n{}", linked(&format!("{suite}/all-")));
+    for results in experiments {
+        let _ = write!(page, "\n## {}\n\n{}\n", escaped(&results.name), escaped(&results.title()));
+        for run in results.seeds.iter().filter(|run| run.status() != SeedStatus::Finished) {
+            let _ = write!(page, "\nSeed {}: {}.\n", run.seed, escaped(&run.status().to_string()));
+        }
+        let _ = write!(page, "\n{}", linked(&format!("{}-", results.name)));
+        let infos: Vec<&RunInfo> = results.seeds.iter().filter_map(|run| run.run.as_ref()).collect();
+        if let Some(info) = infos.first() {
+            let _ = write!(
+                page,
+                "\nfedburn {}{}, burn {}, rustc {}; {} on {}, {} cores, {}; {}.\n\n```sh\n",
+                escaped(&info.fedburn_version),
+                info.revision.as_ref().map(|revision| format!(" ({})", escaped(revision))).unwrap_or_default(),
+                escaped(&info.burn_version),
+                escaped(&info.rustc_version),
+                escaped(&info.backend),
+                escaped(&info.device),
+                info.cores,
+                escaped(&info.os),
+                utc(info.started),
+            );
+            let mut commands: Vec<_> = infos.iter().map(|info| info.command.replace("```", "")).collect();
+            commands.dedup();
+            commands.iter().for_each(|command| page += &format!("{command}\n"));
+            page += "```\n";
+        }
+    }
+    page
+}
+
+/// The pictures of a suite's page: their path relative to it, and the SVG.
+pub(super) fn pictures(experiments: &[ExperimentResults]) -> Vec<(String, String)> {
+    let mut pictures = Vec::new();
+    let suite = experiments.first().map_or("results", |results| suite(results));
+    for metric in [Metric::Accuracy, Metric::Loss] {
+        let overlay = curves::overlay(experiments, metric).and_then(|chart| chart.svg(WIDTH, HEIGHT));
+        pictures.extend(overlay.map(|svg| (format!("{suite}/all-{metric}.svg"), svg)));
+    }
+    for results in experiments {
+        for (metric, chart) in [("accuracy", curves::accuracy(results)), ("loss", curves::loss(results))] {
+            pictures.extend(chart.svg(WIDTH, HEIGHT).map(|svg| (format!("{}-{metric}.svg", results.name), svg)));
+        }
+    }
+    pictures
+}
+
+const WIDTH: u32 = 640;
+const HEIGHT: u32 = 360;
+
+fn suite(results: &ExperimentResults) -> &str {
+    results.name.split('/').next().unwrap_or_default()
+}
+
+fn line(results: &ExperimentResults) -> String {
+    let over = |of: fn(&Summary) -> Option<f64>, show: fn(f64) -> String| {
+        results.spread(|run| of(&run.figures())).map_or_else(|| "–".into(), |spread| mean_sd(&spread, show))
+    };
+    let cells = [
+        escaped(&results.name),
+        format!("{} of {}", results.seeds.iter().filter(|run| run.status() == SeedStatus::Finished).count(), results.seeds.len()),
+        over(|s| Some(s.rounds as f64), |rounds| format!("{rounds:.0}")).replace(" ± 0", ""),
+        over(|s| Some(s.final_accuracy?.value), percent),
+        over(|s| Some(s.best_accuracy?.value), percent),
+        over(|s| Some(s.final_loss?.value), |loss| format!("{loss:.4}")),
+        over(|s| s.baselines.centralised, percent),
+        over(|s| s.baselines.local_only_mean, percent),
+        over(|s| Some((s.bytes_down + s.bytes_up) as f64), mebibytes),
+        results.spread(|run| Some(run.figures().seconds)).map_or_else(|| "–".into(), |spread| seconds(spread.mean)),
+    ];
+    format!("| {} |\n", cells.join(" | "))
+}
+
+/// Text that Markdown shows as it is.
+fn escaped(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        match c {
+            '<' => shown += "&lt;",
+            '&' => shown += "&amp;",
+            '\n' | '\r' => shown.push(' '),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' => shown.extend(['\\', c]),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{baselines, experiment, finished, interrupt};
+
+    #[test]
+    fn every_linked_picture_is_made_and_every_made_one_linked() {
+        let run = || finished(&[Some(0.3), Some(0.6), Some(0.7)]);
+        let experiments = [experiment("suite/a", vec![run(), run()]), experiment("suite/b", vec![run()])];
+        let dir = tempfile::tempdir().unwrap();
+        let page = super::super::write_markdown(dir.path(), "suite", &experiments).unwrap();
+        let text = std::fs::read_to_string(page).unwrap();
+        let links: Vec<_> = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
+        assert_eq!(links.len(), 6);
+        links.iter().for_each(|link| assert!(dir.path().join(link).is_file(), "{link}"));
+        assert_eq!(std::fs::read_dir(dir.path().join("suite")).unwrap().count(), 6);
+        assert!(text.contains("| suite/a | 2 of 2 | 3 | 70.00 ± 0.00 % |"), "{text}");
+    }
+
+    #[test]
+    fn text_from_files_stays_text() {
+        let mut run = finished(&[Some(0.3), None]);
+        run.config = Some("title = \"<b>*|x|*</b>\"".into());
+        run.run.as_mut().unwrap().command = "run ``` out".into();
+        run.baselines = Some(baselines(0.9, &[0.1]));
+        interrupt(&mut run, 1);
+        let text = markdown(&[experiment("s/n", vec![run])]);
+        assert!(text.contains("&lt;b>\\*\\|x\\|\\*&lt;/b>") && text.contains("Seed 0: partial (round 1 of 2)."), "{text}");
+        assert_eq!(text.matches("```").count(), 2);
+        assert!(!text.contains("NaN"));
+    }
+
+    #[test]
+    fn no_experiment_is_an_empty_table() {
+        assert!(markdown(&[]).starts_with("# Results: results"));
+    }
+}

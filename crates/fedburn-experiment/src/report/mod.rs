@@ -1,0 +1,39 @@
+//! What a reader sees of an experiment: one self-contained page over all seeds, and Markdown for a suite.
+
+mod chart;
+mod curves;
+mod markdown;
+mod page;
+mod partition;
+
+use std::path::{Path, PathBuf};
+
+use crate::Verdict;
+use crate::results::{ExperimentResults, ResultsError, write_atomic};
+
+pub use markdown::markdown;
+pub use page::html;
+
+/// Writes [`html`] to `report.html` in the experiment's folder and returns its path.
+///
+/// # Errors
+/// [`ResultsError::Write`].
+pub fn write_html(results: &ExperimentResults, verdicts: &[Verdict]) -> Result<PathBuf, ResultsError> {
+    let path = results.dir.join("report.html");
+    write_atomic(&path, html(results, verdicts).as_bytes())?;
+    Ok(path)
+}
+
+/// Writes [`markdown`] of a suite to `<docs>/<suite>.md` and its curves to `<docs>/<suite>/*.svg`; returns the path of
+/// the page.
+///
+/// # Errors
+/// [`ResultsError::Write`].
+pub fn write_markdown(docs: &Path, suite: &str, experiments: &[ExperimentResults]) -> Result<PathBuf, ResultsError> {
+    for (name, svg) in markdown::pictures(experiments) {
+        write_atomic(&docs.join(name), svg.as_bytes())?;
+    }
+    let path = docs.join(format!("{suite}.md"));
+    write_atomic(&path, markdown(experiments).as_bytes())?;
+    Ok(path)
+}

@@ -1,0 +1,331 @@
+//! The page: `report.html`.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+
+use super::chart::Chart;
+use super::{curves, partition};
+use crate::format::{mean_sd, mebibytes, percent, points, seconds, utc};
+use crate::results::{ExperimentResults, SeedResults, SeedStatus, Summary};
+use crate::{Spread, Verdict};
+
+/// One self-contained page about an experiment: no script, no font, no picture from elsewhere. What comes from files
+/// is escaped. Works with any number of seeds, without baselines, and with failed or partial seeds, which are shown as
+/// such and left out of the means while another seed is finished.
+pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
+    let title = results.title();
+    let page = markup! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) " · fedburn" }
+                style { (PreEscaped(include_str!("style.css"))) }
+            }
+            body {
+                header {
+                    h1 { (title) }
+                    p class="under" { (results.name) " · " (states(results)) }
+                    p class="lead" { (headline(results)) }
+                }
+                main {
+                    (result(results))
+                    (claims(verdicts))
+                    (learning(results))
+                    (partition::section(results))
+                    (clients(results))
+                    (cost(results))
+                    (failures(results))
+                    (repetition(results))
+                    (configuration(results))
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+/// `3 seeds finished, 1 partial`.
+fn states(results: &ExperimentResults) -> String {
+    let count = |of: fn(&SeedStatus) -> bool| results.seeds.iter().filter(|run| of(&run.status())).count();
+    let states = [
+        (count(|status| matches!(status, SeedStatus::Finished)), "finished"),
+        (count(|status| matches!(status, SeedStatus::Partial { .. })), "partial"),
+        (count(|status| matches!(status, SeedStatus::Failed { .. })), "failed"),
+        (count(|status| matches!(status, SeedStatus::Missing)), "missing"),
+    ];
+    let told = states.into_iter().filter(|(n, _)| *n > 0).enumerate();
+    let told = told.map(|(index, (n, state))| match (index, n) {
+        (0, 1) => format!("1 seed {state}"),
+        (0, n) => format!("{n} seeds {state}"),
+        (_, n) => format!("{n} {state}"),
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+/// The one sentence to remember.
+fn headline(results: &ExperimentResults) -> Markup {
+    let figure = |of: fn(&Summary) -> Option<f64>| results.spread(|run| of(&run.figures()));
+    let Some(accuracy) = figure(|s| Some(s.final_accuracy?.value)) else {
+        return markup! { "No accuracy was measured yet." };
+    };
+    let lead = |baseline: Option<Spread>| baseline.map(|baseline| accuracy.mean - baseline.mean);
+    let side = |lead: f64, other: &str| {
+        let distance = points(lead.abs());
+        format!("{} {} {other}", distance.trim_start_matches('+'), if lead < 0.0 { "below" } else { "above" })
+    };
+    let centralised = lead(figure(|s| s.baselines.centralised)).map(|lead| side(lead, "centralised training"));
+    let alone = lead(figure(|s| s.baselines.local_only_mean)).map(|lead| side(lead, "the mean of clients trained alone"));
+    let sides: Vec<_> = [centralised, alone].into_iter().flatten().collect();
+    let seeds = if accuracy.n == 1 { "one seed".into() } else { format!("{} seeds", accuracy.n) };
+    markup! {
+        "Held-out accuracy " strong { (mean_sd(&accuracy, percent)) } " over " (seeds)
+        @if !sides.is_empty() { ": " (sides.join(", ")) }
+        "."
+    }
+}
+
+fn result(results: &ExperimentResults) -> Markup {
+    let figures: Vec<_> = results.seeds.iter().map(|run| (run, run.figures())).collect();
+    let (centralised, alone) = (
+        figures.iter().any(|(_, figures)| figures.baselines.centralised.is_some()),
+        figures.iter().any(|(_, figures)| figures.baselines.local_only_mean.is_some()),
+    );
+    let over = |of: fn(&Summary) -> Option<f64>, show: fn(f64) -> String| {
+        dash(results.spread(|run| of(&run.figures())).map(|spread| mean_sd(&spread, show)))
+    };
+    markup! {
+        section id="result" {
+            h2 { "Result" }
+            div class="wide" { table {
+                thead { tr {
+                    th { "seed" } th { "status" } th { "rounds" } th { "final accuracy" } th { "best accuracy" } th { "final loss" }
+                    @if centralised { th { "centralised" } }
+                    @if alone { th { "clients alone, mean (range)" } }
+                    th { "traffic" } th { "time" }
+                } }
+                tbody {
+                    @for (run, figures) in &figures { (seed_row(run, figures, centralised, alone)) }
+                    @if results.counted().len() > 1 { tr class="total" {
+                        td { "mean ± sd" } td {} td { (over(|s| Some(s.rounds as f64), |rounds| format!("{rounds:.0}")).replace(" ± 0", "")) }
+                        td { (over(|s| Some(s.final_accuracy?.value), percent)) }
+                        td { (over(|s| Some(s.best_accuracy?.value), percent)) }
+                        td { (over(|s| Some(s.final_loss?.value), loss)) }
+                        @if centralised { td { (over(|s| s.baselines.centralised, percent)) } }
+                        @if alone { td { (over(|s| s.baselines.local_only_mean, percent)) } }
+                        td { (over(|s| Some((s.bytes_down + s.bytes_up) as f64), mebibytes)) }
+                        td { (over(|s| Some(s.seconds), |s| format!("{s:.1} s"))) }
+                    } }
+                }
+            } }
+            p class="note" {
+                "Accuracy and loss are measured on data that no client trains on. "
+                "The best accuracy is picked by that same data, so it flatters; the final one does not."
+            }
+        }
+    }
+}
+
+fn seed_row(run: &SeedResults, figures: &Summary, centralised: bool, alone: bool) -> Markup {
+    let status = run.status();
+    let baselines = &figures.baselines;
+    let range = || {
+        let (mean, low, high) = (baselines.local_only_mean?, baselines.local_only_min?, baselines.local_only_max?);
+        Some(format!("{} ({:.2}–{:.2})", percent(mean), 100.0 * low, 100.0 * high))
+    };
+    let short = if let SeedStatus::Failed { .. } = status { "failed".into() } else { status.to_string() };
+    markup! {
+        tr {
+            td { (run.seed) }
+            td class=[(status != SeedStatus::Finished).then_some("bad")] { (short) }
+            td { (figures.rounds) }
+            td { (dash(figures.final_accuracy.map(|m| percent(m.value)))) }
+            td { (dash(figures.best_accuracy.map(|m| format!("{} (round {})", percent(m.value), m.round)))) }
+            td { (dash(figures.final_loss.map(|m| loss(m.value)))) }
+            @if centralised { td { (dash(baselines.centralised.map(percent))) } }
+            @if alone { td { (dash(range())) } }
+            td { (mebibytes((figures.bytes_down + figures.bytes_up) as f64)) }
+            td { (seconds(figures.seconds)) }
+        }
+    }
+}
+
+fn claims(verdicts: &[Verdict]) -> Markup {
+    markup! {
+        @if !verdicts.is_empty() { section id="claims" {
+            h2 { "Expectations" }
+            table class="words" {
+                thead { tr { th { "verdict" } th { "expected" } th { "measured" } } }
+                tbody { @for verdict in verdicts { tr {
+                    td { @if verdict.met { span class="good" { "✓ met" } } @else { span class="bad" { "✗ missed" } } }
+                    td { (verdict.claim) }
+                    td {
+                        (verdict.shown.as_deref().unwrap_or("–"))
+                        @if let Some(reason) = &verdict.reason { " (" (reason) ")" }
+                    }
+                } } }
+            }
+        } }
+    }
+}
+
+fn learning(results: &ExperimentResults) -> Markup {
+    markup! {
+        section id="curves" {
+            h2 { "Learning curves" }
+            div class="pair" {
+                (figure(&curves::accuracy(results), "No accuracy was measured yet.", "Accuracy of the global model on held-out data."))
+                (figure(&curves::loss(results), "No loss was measured yet.", "Loss of the global model on held-out data, and of the cohort's local training."))
+            }
+        }
+    }
+}
+
+fn clients(results: &ExperimentResults) -> Markup {
+    let runs: Vec<_> = results.counted().into_iter().map(|run| curves::sorted_accuracy(&run.clients)).collect();
+    let over = |of: fn(&[f64]) -> f64| Spread::of(runs.iter().filter(|run| !run.is_empty()).map(|run| of(run)));
+    let tenth = |sorted: &[f64]| {
+        let worst = &sorted[..sorted.len().div_ceil(10)];
+        worst.iter().sum::<f64>() / worst.len() as f64
+    };
+    let rows = [
+        ("mean over clients", over(|sorted| sorted.iter().sum::<f64>() / sorted.len() as f64)),
+        ("median client", over(|sorted| sorted[sorted.len() / 2])),
+        ("mean of the lowest tenth", over(tenth)),
+        ("lowest", over(|sorted| sorted[0])),
+        ("highest", over(|sorted| sorted[sorted.len() - 1])),
+    ];
+    markup! {
+        section id="clients" {
+            h2 { "Accuracy per client" }
+            @if runs.iter().all(Vec::is_empty) { p class="note" { "Clients did not measure the final model." } }
+            @else { div class="pair" {
+                (figure(&curves::clients(results), "", "The final model on each client's own held-out data, clients in order of accuracy."))
+                div {
+                    table {
+                        thead { tr { th { "final model, own data" } th { "mean ± sd over seeds" } } }
+                        tbody { @for (name, spread) in rows { tr {
+                            td { (name) } td { (dash(spread.map(|spread| mean_sd(&spread, percent)))) }
+                        } } }
+                    }
+                    p class="note" { "Every client counts the same, whatever its number of examples." }
+                }
+            } }
+        }
+    }
+}
+
+fn cost(results: &ExperimentResults) -> Markup {
+    markup! {
+        section id="cost" {
+            h2 { "Traffic and time" }
+            div class="pair" {
+                (figure(&curves::traffic(results), "No round is finished yet.", "Bytes between the server and all clients of a round."))
+                (figure(&curves::seconds(results), "No round is finished yet.", "Wall-clock seconds from the choice of the cohort to the new model."))
+            }
+        }
+    }
+}
+
+fn failures(results: &ExperimentResults) -> Markup {
+    let total: u64 = results.seeds.iter().map(|run| run.figures().failures).sum();
+    let failed = results.seeds.iter().filter_map(|run| match run.status() {
+        SeedStatus::Failed { cause } => Some((run.seed, cause)),
+        _ => None,
+    });
+    let failed: Vec<_> = failed.collect();
+    let problems = || results.seeds.iter().flat_map(|run| run.problems.iter().map(move |problem| (run.seed, problem)));
+    let incidents = || results.seeds.iter().flat_map(|run| run.incidents.iter().map(move |(what, n)| (run.seed, what, n)));
+    markup! {
+        section id="failures" {
+            h2 { "Failures" }
+            @for (seed, cause) in &failed { p { span class="bad" { "Seed " (seed) " failed: " } (cause) } }
+            @for (seed, problem) in problems() { p { span class="bad" { "Seed " (seed) ", damaged file: " } (problem) } }
+            @if total == 0 && incidents().next().is_none() { p class="note" { "No client failed in any round." } }
+            @else { div class="pair" {
+                (figure(&curves::failures(results), "", "Clients that were asked and did not deliver."))
+                div class="wide" { table class="words" {
+                    thead { tr { th { "seed" } th { "times" } th { "what happened" } } }
+                    tbody { @for (seed, what, times) in incidents().take(MOST_INCIDENTS) { tr {
+                        td { (seed) } td { (times) } td { (what) }
+                    } } }
+                }
+                @if incidents().count() > MOST_INCIDENTS { p class="note" { "More are in the seeds' events.jsonl." } }
+                }
+            } }
+        }
+    }
+}
+
+fn repetition(results: &ExperimentResults) -> Markup {
+    let mut commands: Vec<&str> = results.seeds.iter().filter_map(|run| Some(run.run.as_ref()?.command.as_str())).collect();
+    commands.dedup();
+    markup! {
+        section id="repeat" {
+            h2 { "How to repeat it" }
+            @for command in &commands { pre { code { (command) } } }
+            div class="wide" { table class="words" {
+                thead { tr {
+                    th { "seed" } th { "versions" } th { "machine" } th { "started" } th { "ended" } th { "configuration" } th { "final model" }
+                } }
+                tbody { @for run in &results.seeds { @if let Some(info) = &run.run { tr {
+                    td { (run.seed) }
+                    td {
+                        "fedburn " (info.fedburn_version)
+                        @if let Some(revision) = &info.revision { " (" (brief(revision)) ")" }
+                        ", burn " (info.burn_version) ", rustc " (info.rustc_version)
+                    }
+                    td { (info.backend) " on " (info.device) ", " (info.cores) " cores, " (info.os) }
+                    td { (utc(info.started)) }
+                    td { (dash(info.ended.map(utc))) }
+                    td { code { (brief(&info.config_hash)) } }
+                    td { code { (dash(run.summary.as_ref().and_then(|s| Some(brief(s.model_hash.as_deref()?))))) } }
+                } } } }
+            } }
+            p class="note" {
+                "On the CPU backends the same configuration, backend and seed give the same final model, bit for bit; "
+                "the last column is the beginning of its SHA-256."
+            }
+        }
+    }
+}
+
+fn configuration(results: &ExperimentResults) -> Markup {
+    let config = results.seeds.iter().find_map(|run| Some((run.seed, run.config.as_deref()?)));
+    markup! {
+        section id="configuration" {
+            h2 { "Configuration" }
+            @if let Some((seed, config)) = config {
+                p class="note" { "As resolved for seed " (seed) ", every default written out." }
+                pre { code { (config.trim_end()) } }
+            } @else { p class="note" { "No configuration was written." } }
+        }
+    }
+}
+
+pub(super) fn figure(chart: &Chart<'_>, otherwise: &str, caption: &str) -> Markup {
+    markup! {
+        figure {
+            @match chart.svg(560, 330) {
+                Some(svg) => { (PreEscaped(svg)) figcaption { (caption) } }
+                None => p class="note" { (otherwise) }
+            }
+        }
+    }
+}
+
+/// How many different failures the page lists.
+const MOST_INCIDENTS: usize = 30;
+
+fn loss(value: f64) -> String {
+    format!("{value:.4}")
+}
+
+fn dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "–".into())
+}
+
+/// The beginning of a hash, enough to tell it from others.
+fn brief(hash: &str) -> String {
+    hash.chars().take(12).collect()
+}

@@ -1,0 +1,136 @@
+//! The next-character model for Shakespeare.
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::activation::{sigmoid, tanh};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use fedburn_core::{Classifier, Mode};
+use fedburn_ops::Kernels;
+
+use crate::error::{at_least, check_shape, refuse};
+use crate::family::impl_family;
+use crate::{InitScheme, ModelError};
+
+/// Embedding of 8 numbers, two LSTM layers of 256 units, and a linear layer from the last step's output to the symbols.
+///
+/// Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson, Blaise Agüera y Arcas: Communication-Efficient Learning of
+/// Deep Networks from Decentralized Data, AISTATS 2017, arXiv:1602.05629, section 3; Sebastian Caldas and others: LEAF:
+/// A Benchmark for Federated Settings, 2018, arXiv:1812.01097, whose alphabet has 80 symbols. With PyTorch's two biases
+/// per layer that makes 819,920 parameters.
+///
+/// Inputs are `[batch, 1, 1, length]`, each value the number of a symbol below the number of classes.
+#[derive(Module, Debug)]
+pub struct CharLstm<B: Backend> {
+    /// `[symbols, 8]`.
+    pub embedding: Embedding<B>,
+    /// The layers, from the embedding upwards.
+    pub lstm: Vec<LstmCell<B>>,
+    /// `[256, symbols]`.
+    pub head: Linear<B>,
+}
+
+/// One LSTM layer, as PyTorch's: gates in the order input, forget, cell, output, each `hidden` columns wide.
+///
+/// Sepp Hochreiter, Jürgen Schmidhuber: Long Short-Term Memory, Neural Computation 9(8), 1997, with the forget gate of
+/// Felix Gers and others, 2000.
+#[derive(Module, Debug)]
+pub struct LstmCell<B: Backend> {
+    /// `[inputs, 4 hidden]`.
+    pub weight_ih: Param<Tensor<B, 2>>,
+    /// `[hidden, 4 hidden]`.
+    pub weight_hh: Param<Tensor<B, 2>>,
+    /// `[4 hidden]`.
+    pub bias_ih: Param<Tensor<B, 1>>,
+    /// `[4 hidden]`.
+    pub bias_hh: Param<Tensor<B, 1>>,
+}
+
+/// Recipe of [`CharLstm`].
+#[derive(Clone, Debug)]
+pub struct CharLstmFamily {
+    symbols: usize,
+    hidden: usize,
+}
+
+/// Width of the embedding.
+const EMBEDDING: usize = 8;
+
+impl CharLstmFamily {
+    /// For inputs `[1, 1, length]` of symbols numbered from 0 to `classes - 1`, with `hidden` units in either layer, the
+    /// papers' 256.
+    ///
+    /// # Errors
+    /// [`ModelError`] for inputs of another shape, or a size that is zero or absurd.
+    pub fn new(input: [usize; 3], classes: usize, hidden: usize) -> Result<Self, ModelError> {
+        check_shape("char_lstm", input, 1, classes)?;
+        at_least("char_lstm", "hidden", hidden, 1)?;
+        match input {
+            [1, 1, _] => Ok(Self { symbols: classes, hidden }),
+            _ => refuse("char_lstm", "input shape", format!("{input:?}"), "[1, 1, length], a sequence of symbols"),
+        }
+    }
+
+    pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> CharLstm<B> {
+        let layers = [EMBEDDING, self.hidden].map(|inputs| LstmCell::new(inputs, self.hidden, device));
+        CharLstm {
+            embedding: EmbeddingConfig::new(self.symbols, EMBEDDING).init(device),
+            lstm: layers.into(),
+            head: LinearConfig::new(self.hidden, self.symbols).init(device),
+        }
+    }
+}
+
+impl_family!(CharLstmFamily, CharLstm, InitScheme::PyTorch);
+
+impl<B: Kernels> Classifier<B> for CharLstm<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+        let [batch, _, _, length] = inputs.dims();
+        let symbols: Tensor<B, 2, Int> = inputs.reshape([batch, length]).int();
+        // Steps stay apart: taking one out of a stacked sequence would cost its gradient a sequence of zeros.
+        let embed = |step: usize| {
+            let vectors = self.embedding.forward(symbols.clone().slice([0..batch, step..step + 1]));
+            vectors.reshape([batch, EMBEDDING])
+        };
+        let steps = (0..length).map(embed).collect();
+        let mut outputs = self.lstm.iter().fold(steps, |steps, layer| layer.forward(steps));
+        let last =
+            outputs.pop().unwrap_or_else(|| Tensor::zeros([batch, self.head.weight.dims()[0]], &symbols.device()));
+        self.head.forward(last)
+    }
+}
+
+impl<B: Backend> LstmCell<B> {
+    /// A layer of `hidden` units over `inputs` numbers a step, its weights left to [`seeded`](crate::seeded) to draw.
+    pub fn new(inputs: usize, hidden: usize, device: &B::Device) -> Self {
+        let bias = || Initializer::Zeros.init([4 * hidden], device);
+        Self {
+            weight_ih: Initializer::Zeros.init([inputs, 4 * hidden], device),
+            weight_hh: Initializer::Zeros.init([hidden, 4 * hidden], device),
+            bias_ih: bias(),
+            bias_hh: bias(),
+        }
+    }
+
+    /// The outputs `[batch, hidden]` of all steps from their inputs `[batch, inputs]`, starting from zeros.
+    pub fn forward(&self, steps: Vec<Tensor<B, 2>>) -> Vec<Tensor<B, 2>> {
+        let (weight_ih, weight_hh) = (self.weight_ih.val(), self.weight_hh.val());
+        let bias = (self.bias_ih.val() + self.bias_hh.val()).unsqueeze::<2>();
+        let [hidden, _] = weight_hh.dims();
+        let mut state: Option<(Tensor<B, 2>, Tensor<B, 2>)> = None;
+        let mut outputs = Vec::with_capacity(steps.len());
+        for x in steps {
+            let [batch, _] = x.dims();
+            let (output, cell) = state.unwrap_or_else(|| {
+                let zeros = Tensor::zeros([batch, hidden], &x.device());
+                (zeros.clone(), zeros)
+            });
+            let gates = x.matmul(weight_ih.clone()) + output.matmul(weight_hh.clone()) + bias.clone();
+            let gate = |k: usize| gates.clone().slice([0..batch, k * hidden..(k + 1) * hidden]);
+            let cell = sigmoid(gate(1)) * cell + sigmoid(gate(0)) * tanh(gate(2));
+            let output = sigmoid(gate(3)) * tanh(cell.clone());
+            outputs.push(output.clone());
+            state = Some((output, cell));
+        }
+        outputs
+    }
+}

@@ -1,0 +1,42 @@
+//! burn's layers as holders of parameters, run by [`fedburn_ops`]'s kernels.
+
+use burn::nn::PaddingConfig2d;
+use burn::nn::conv::Conv2d;
+use burn::tensor::Tensor;
+use burn::tensor::ops::PadMode;
+use fedburn_ops::{ConvOptions, Kernels};
+
+/// A convolution layer's forward pass by [`fedburn_ops::conv2d`], with the padding the layer asks for.
+///
+/// # Shapes
+/// `x` `[batch, channels_in, height, width]`, the result `[batch, channels_out, height_out, width_out]`.
+///
+/// # Panics
+/// Where `x` has other channels than the layer or is smaller than its kernel.
+pub fn conv2d<B: Kernels>(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [_, _, height, width] = x.dims();
+    let (top, left, bottom, right) = match layer.padding {
+        PaddingConfig2d::Valid => (0, 0, 0, 0),
+        PaddingConfig2d::Explicit(top, left, bottom, right) => (top, left, bottom, right),
+        PaddingConfig2d::Same => {
+            let [rows, columns] = [0, 1].map(|axis| {
+                let (size, stride) = ([height, width][axis], layer.stride[axis]);
+                let reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1;
+                (size.div_ceil(stride) * stride + reach).saturating_sub(size + stride)
+            });
+            (rows / 2, columns / 2, rows - rows / 2, columns - columns / 2)
+        }
+    };
+    let (x, padding) = if top == bottom && left == right {
+        (x, [top, left])
+    } else {
+        (x.pad((left, right, top, bottom), PadMode::Constant(0.0)), [0, 0])
+    };
+    let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
+    fedburn_ops::conv2d(x, layer.weight.val(), layer.bias.as_ref().map(|b| b.val()), options)
+}
+
+/// Halves height and width, rounding down: the largest value of each 2 by 2 window.
+pub fn max_pool2d<B: Kernels>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    fedburn_ops::max_pool2d(x, [2, 2], [2, 2], [0, 0])
+}

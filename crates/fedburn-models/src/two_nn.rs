@@ -1,0 +1,63 @@
+//! 2NN, the multilayer perceptron of the FedAvg paper.
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::activation::relu;
+use burn::tensor::{Tensor, backend::Backend};
+use fedburn_core::{Classifier, Mode};
+
+use crate::error::{at_least, check_shape};
+use crate::family::impl_family;
+use crate::{InitScheme, ModelError};
+
+/// Two hidden layers with ReLU.
+///
+/// Brendan McMahan, Eider Moore, Daniel Ramage, Seth Hampson, Blaise Agüera y Arcas: Communication-Efficient Learning of
+/// Deep Networks from Decentralized Data, AISTATS 2017, arXiv:1602.05629, section 3: 784-200-200-10, 199,210 parameters.
+#[derive(Module, Debug)]
+pub struct TwoNn<B: Backend> {
+    /// `[inputs, hidden]`.
+    pub hidden1: Linear<B>,
+    /// `[hidden, hidden]`.
+    pub hidden2: Linear<B>,
+    /// `[hidden, classes]`.
+    pub head: Linear<B>,
+}
+
+/// Recipe of [`TwoNn`].
+#[derive(Clone, Debug)]
+pub struct TwoNnFamily {
+    inputs: usize,
+    hidden: usize,
+    classes: usize,
+}
+
+impl TwoNnFamily {
+    /// For inputs `[channels, height, width]` with `hidden` units in either layer, the paper's 200.
+    ///
+    /// # Errors
+    /// [`ModelError`] where a size is zero or absurd.
+    pub fn new(input: [usize; 3], classes: usize, hidden: usize) -> Result<Self, ModelError> {
+        check_shape("two_nn", input, 1, classes)?;
+        at_least("two_nn", "hidden", hidden, 1)?;
+        Ok(Self { inputs: input.iter().product(), hidden, classes })
+    }
+
+    pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> TwoNn<B> {
+        TwoNn {
+            hidden1: LinearConfig::new(self.inputs, self.hidden).init(device),
+            hidden2: LinearConfig::new(self.hidden, self.hidden).init(device),
+            head: LinearConfig::new(self.hidden, self.classes).init(device),
+        }
+    }
+}
+
+impl_family!(TwoNnFamily, TwoNn, InitScheme::PyTorch);
+
+impl<B: Backend> Classifier<B> for TwoNn<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+        let x = relu(self.hidden1.forward(inputs.flatten::<2>(1, 3)));
+        let x = relu(self.hidden2.forward(x));
+        self.head.forward(x)
+    }
+}

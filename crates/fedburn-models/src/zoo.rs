@@ -1,0 +1,174 @@
+//! The one registry of architectures: a configuration, the recipe it becomes, the model that recipe builds.
+
+use burn::backend::Autodiff;
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use fedburn_core::{Classifier, Mode, ModelFamily, Seed};
+use fedburn_ops::Kernels;
+use serde::{Deserialize, Serialize};
+
+use crate::error::refuse;
+use crate::{
+    CharLstm, CharLstmFamily, FedAvgCnn, FedAvgCnnFamily, LeNet5, LeNet5Family, ModelError, NormChoice, ResNet,
+    ResNetFamily, Softmax, SoftmaxFamily, TwoNn, TwoNnFamily,
+};
+
+/// An architecture as a configuration file names it, `kind = "two_nn"` and so on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ZooConfig {
+    /// [`Softmax`] regression.
+    Softmax {},
+    /// [`TwoNn`], the FedAvg paper's perceptron.
+    TwoNn {
+        /// Units in each of the two hidden layers.
+        #[serde(default = "two_nn_hidden")]
+        hidden: usize,
+    },
+    /// [`LeNet5`].
+    #[serde(rename = "lenet5")]
+    LeNet5 {},
+    /// [`FedAvgCnn`], the FedAvg paper's convolutional net.
+    #[serde(rename = "fedavg_cnn")]
+    FedAvgCnn {},
+    /// [`ResNet`] for small images.
+    #[serde(rename = "resnet")]
+    ResNet {
+        /// 8, 20, 32 or 56.
+        depth: usize,
+        /// Which normalisation.
+        #[serde(default)]
+        norm: NormKind,
+        /// Groups of group norm, a divisor of 16; two unless given. Not to be given with batch norm.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<usize>,
+    },
+    /// [`ResNet`]-18 with group norm.
+    #[serde(rename = "resnet18")]
+    ResNet18 {
+        /// Groups of group norm, a divisor of 64.
+        #[serde(default = "groups")]
+        groups: usize,
+    },
+    /// [`CharLstm`], the next-character model.
+    CharLstm {
+        /// Units in each of the two layers.
+        #[serde(default = "lstm_hidden")]
+        hidden: usize,
+    },
+}
+
+/// A normalisation by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Group norm.
+    #[default]
+    Group,
+    /// Batch norm.
+    Batch,
+}
+
+impl ZooConfig {
+    /// Checks the architecture against the data: inputs `[channels, height, width]` and the number of classes.
+    ///
+    /// # Errors
+    /// [`ModelError`] names the field, its value and what was expected: an image too small to pool, groups that do not
+    /// divide the channels, no classes, a depth that does not exist.
+    pub fn build(self, input: [usize; 3], classes: usize) -> Result<Zoo, ModelError> {
+        Ok(match self {
+            ZooConfig::Softmax {} => Zoo::Softmax(SoftmaxFamily::new(input, classes)?),
+            ZooConfig::TwoNn { hidden } => Zoo::TwoNn(TwoNnFamily::new(input, classes, hidden)?),
+            ZooConfig::LeNet5 {} => Zoo::LeNet5(LeNet5Family::new(input, classes)?),
+            ZooConfig::FedAvgCnn {} => Zoo::FedAvgCnn(FedAvgCnnFamily::new(input, classes)?),
+            ZooConfig::ResNet { depth, norm, groups: given } => {
+                let norm = match (norm, given) {
+                    (NormKind::Group, given) => NormChoice::Group { groups: given.unwrap_or_else(groups) },
+                    (NormKind::Batch, None) => NormChoice::Batch,
+                    (NormKind::Batch, Some(found)) => {
+                        return refuse("resnet", "groups", found, "nothing, since batch norm has no groups");
+                    }
+                };
+                Zoo::ResNet(ResNetFamily::small(input, classes, depth, norm)?)
+            }
+            ZooConfig::ResNet18 { groups } => Zoo::ResNet(ResNetFamily::resnet18(input, classes, groups)?),
+            ZooConfig::CharLstm { hidden } => Zoo::CharLstm(CharLstmFamily::new(input, classes, hidden)?),
+        })
+    }
+}
+
+/// A checked architecture: the [`ModelFamily`] of a configured run.
+#[derive(Clone, Debug)]
+pub enum Zoo {
+    /// Softmax regression.
+    Softmax(SoftmaxFamily),
+    /// The FedAvg paper's perceptron.
+    TwoNn(TwoNnFamily),
+    /// LeNet-5.
+    LeNet5(LeNet5Family),
+    /// The FedAvg paper's convolutional net.
+    FedAvgCnn(FedAvgCnnFamily),
+    /// A residual net.
+    ResNet(ResNetFamily),
+    /// The next-character model.
+    CharLstm(CharLstmFamily),
+}
+
+/// A model of any architecture of the zoo. Parameter paths do not name the variant.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)]
+pub enum ZooModel<B: Backend> {
+    /// Softmax regression.
+    Softmax(Softmax<B>),
+    /// The FedAvg paper's perceptron.
+    TwoNn(TwoNn<B>),
+    /// LeNet-5.
+    LeNet5(LeNet5<B>),
+    /// The FedAvg paper's convolutional net.
+    FedAvgCnn(FedAvgCnn<B>),
+    /// A residual net.
+    ResNet(ResNet<B>),
+    /// The next-character model.
+    CharLstm(CharLstm<B>),
+}
+
+impl<B: Kernels> ModelFamily<B> for Zoo {
+    type Model = ZooModel<B>;
+    type TrainModel = ZooModel<Autodiff<B>>;
+
+    fn init(&self, seed: Seed, device: &B::Device) -> ZooModel<B> {
+        match self {
+            Zoo::Softmax(family) => ZooModel::Softmax(family.init(seed, device)),
+            Zoo::TwoNn(family) => ZooModel::TwoNn(family.init(seed, device)),
+            Zoo::LeNet5(family) => ZooModel::LeNet5(family.init(seed, device)),
+            Zoo::FedAvgCnn(family) => ZooModel::FedAvgCnn(family.init(seed, device)),
+            Zoo::ResNet(family) => ZooModel::ResNet(family.init(seed, device)),
+            Zoo::CharLstm(family) => ZooModel::CharLstm(family.init(seed, device)),
+        }
+    }
+}
+
+impl<B: Kernels> Classifier<B> for ZooModel<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        match self {
+            ZooModel::Softmax(model) => model.forward(inputs, mode),
+            ZooModel::TwoNn(model) => model.forward(inputs, mode),
+            ZooModel::LeNet5(model) => model.forward(inputs, mode),
+            ZooModel::FedAvgCnn(model) => model.forward(inputs, mode),
+            ZooModel::ResNet(model) => model.forward(inputs, mode),
+            ZooModel::CharLstm(model) => model.forward(inputs, mode),
+        }
+    }
+}
+
+fn two_nn_hidden() -> usize {
+    200
+}
+
+fn groups() -> usize {
+    2
+}
+
+fn lstm_hidden() -> usize {
+    256
+}
