@@ -134,3 +134,55 @@ impl<B: Backend> LstmCell<B> {
         outputs
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::{Flex, FlexDevice};
+    use fedburn_core::Seed;
+
+    use super::*;
+
+    /// PyTorch's equations, unit by unit in `f64`.
+    fn reference(weights: [&[f32]; 4], inputs: usize, hidden: usize, steps: &[Vec<f32>]) -> Vec<Vec<f64>> {
+        let [weight_ih, weight_hh, bias_ih, bias_hh] = weights;
+        let (mut h, mut c) = (vec![0.0f64; hidden], vec![0.0f64; hidden]);
+        let mut outputs = Vec::new();
+        for x in steps {
+            let gate = |gate: usize, unit: usize| {
+                let column = gate * hidden + unit;
+                let from_x: f64 =
+                    (0..inputs).map(|i| f64::from(x[i]) * f64::from(weight_ih[i * 4 * hidden + column])).sum();
+                let from_h: f64 = (0..hidden).map(|i| h[i] * f64::from(weight_hh[i * 4 * hidden + column])).sum();
+                from_x + from_h + f64::from(bias_ih[column]) + f64::from(bias_hh[column])
+            };
+            let sigmoid = |v: f64| 1.0 / (1.0 + (-v).exp());
+            let cell: Vec<f64> =
+                (0..hidden).map(|u| sigmoid(gate(1, u)) * c[u] + sigmoid(gate(0, u)) * gate(2, u).tanh()).collect();
+            let output = (0..hidden).map(|u| sigmoid(gate(3, u)) * cell[u].tanh()).collect();
+            (h, c) = (output, cell);
+            outputs.push(h.clone());
+        }
+        outputs
+    }
+
+    #[test]
+    fn a_layer_follows_pytorchs_equations() {
+        let (inputs, hidden) = (2, 3);
+        let layer: LstmCell<Flex> =
+            crate::seeded(LstmCell::new(inputs, hidden, &FlexDevice), Seed::new(1), InitScheme::PyTorch);
+        let host = |t: Tensor<Flex, 2>| t.into_data().to_vec::<f32>().unwrap();
+        let bias = |p: &Param<Tensor<Flex, 1>>| host(p.val().unsqueeze());
+        let weights =
+            [host(layer.weight_ih.val()), host(layer.weight_hh.val()), bias(&layer.bias_ih), bias(&layer.bias_hh)];
+        let steps: Vec<Vec<f32>> = (0..4).map(|t| vec![0.5 * t as f32 - 1.0, 1.5 - t as f32]).collect();
+        let tensors = steps.iter().map(|x| Tensor::<Flex, 1>::from_floats(x.as_slice(), &FlexDevice).unsqueeze());
+        let found = layer.forward(tensors.collect());
+        let expected = reference(weights.each_ref().map(Vec::as_slice), inputs, hidden, &steps);
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.into_iter().zip(expected) {
+            for (a, b) in host(found).into_iter().zip(expected) {
+                assert!((f64::from(a) - b).abs() < 1e-6, "{a}, expected {b}");
+            }
+        }
+    }
+}

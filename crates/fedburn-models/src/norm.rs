@@ -83,3 +83,62 @@ fn batch_norm<B: Backend>(layer: &BatchNorm<B>, x: Tensor<B, 4>, mode: Mode) -> 
     let y = centred / (variance + layer.epsilon).sqrt();
     y * layer.gamma.val().reshape(per_channel) + layer.beta.val().reshape(per_channel)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::{Flex, FlexDevice};
+
+    use super::*;
+
+    const X: [f32; 8] = [1.0, 2.0, 4.0, 9.0, -3.0, 0.5, 0.25, -1.0];
+
+    /// Two examples of two channels of two values: mean and biased variance of each channel over the examples.
+    fn statistics() -> [(f64, f64); 2] {
+        [[0, 1, 4, 5], [2, 3, 6, 7]].map(|indices| {
+            let values = indices.map(|i| f64::from(X[i]));
+            let mean = values.iter().sum::<f64>() / 4.0;
+            (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 4.0)
+        })
+    }
+
+    fn run(norm: &Norm<Flex>, mode: Mode) -> Vec<f32> {
+        let x = Tensor::<Flex, 1>::from_floats(X, &FlexDevice).reshape([2, 2, 1, 2]);
+        norm.forward(x, mode).into_data().to_vec().unwrap()
+    }
+
+    fn host(tensor: Tensor<Flex, 1>) -> Vec<f32> {
+        tensor.into_data().to_vec().unwrap()
+    }
+
+    #[test]
+    fn batch_norm_follows_its_definition_in_both_modes() {
+        let norm = NormChoice::Batch.build::<Flex>(2, &FlexDevice);
+        let channel = |i: usize| i / 2 % 2;
+        for (i, y) in run(&norm, Mode::Train).into_iter().enumerate() {
+            let (mean, variance) = statistics()[channel(i)];
+            let expected = (f64::from(X[i]) - mean) / (variance + 1e-5).sqrt();
+            assert!((f64::from(y) - expected).abs() < 1e-5, "value {i}: {y}, expected {expected}");
+        }
+        let Norm::Batch(layer) = &norm else { panic!("asked for batch norm") };
+        let (means, variances) = (host(layer.running_mean.value()), host(layer.running_var.value()));
+        for (c, (mean, variance)) in statistics().into_iter().enumerate() {
+            assert!((f64::from(means[c]) - 0.1 * mean).abs() < 1e-6);
+            assert!((f64::from(variances[c]) - (0.9 + 0.1 * variance * 4.0 / 3.0)).abs() < 1e-5);
+        }
+        for (i, y) in run(&norm, Mode::Evaluate).into_iter().enumerate() {
+            let expected = (X[i] - means[channel(i)]) / (variances[channel(i)] + 1e-5).sqrt();
+            assert!((y - expected).abs() < 1e-5, "value {i}: {y}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn group_norm_takes_each_example_alone() {
+        let norm = NormChoice::Group { groups: 1 }.build::<Flex>(2, &FlexDevice);
+        let y = run(&norm, Mode::Train);
+        for example in y.chunks(4) {
+            let mean = example.iter().sum::<f32>() / 4.0;
+            let variance = example.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 4.0;
+            assert!(mean.abs() < 1e-5 && (variance - 1.0).abs() < 1e-3, "mean {mean}, variance {variance}");
+        }
+    }
+}
