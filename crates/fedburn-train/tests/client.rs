@@ -11,13 +11,14 @@ use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
 use common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{
-    ClassId, Client, ClientId, ClientInfo, ModelFamily, ParamVector, Population, Reports, StateData, StateDict,
-    StateError, StateTensor, TrainError, TrainTask, Worker,
+    ClassId, Client, ClientId, ClientInfo, ModelFamily, ParamVector, Population, Reports, RoundIndex, StateData,
+    StateDict, StateError, StateTensor, TrainError, TrainTask, Worker,
 };
 use fedburn_data::{ClientData, Examples, Inputs};
+use fedburn_models::{NormKind, Zoo, ZooConfig};
 use fedburn_train::{
     ClientDataSource, ClientList, LocalData, LocalRule, LocalRun, LocalSgd, LocalTrainingConfig, ResidentModel,
-    SupervisedClient, SupervisedPopulation, TrainModel, Trained,
+    ScheduleConfig, SupervisedClient, SupervisedPopulation, TrainModel, Trained,
 };
 
 fn population<B: Backend, F: ModelFamily<B>>(
@@ -101,17 +102,14 @@ fn the_seed_orders_the_batches() {
 
 #[test]
 fn the_rate_follows_the_round() {
-    let global = softmax_initial(0);
-    let rate = |round| {
-        training(|c| c.schedule = fedburn_train::ScheduleConfig::Step { decay: 0.5, every: 1 }).learning_rate(round)
+    let mut late = task(&softmax_initial(0), 1);
+    late.round = RoundIndex(3);
+    let update = |change: fn(&mut LocalTrainingConfig)| {
+        bits(&train(&mut *population::<Flex, _>(Softmax, FlexDevice, change).worker(), 0, &late))
     };
-    let mut late = task(&global, 1);
-    late.round = fedburn_core::RoundIndex(3);
-    let scheduled = population::<Flex, _>(Softmax, FlexDevice, |c| {
-        c.schedule = fedburn_train::ScheduleConfig::Step { decay: 0.5, every: 1 };
-    });
-    let plain = population::<Flex, _>(Softmax, FlexDevice, |c| c.lr = rate(late.round));
-    assert_eq!(bits(&train(&mut *scheduled.worker(), 0, &late)), bits(&train(&mut *plain.worker(), 0, &late)));
+    let scheduled = update(|c| (c.lr, c.schedule) = (0.5, ScheduleConfig::Step { decay: 0.5, every: 1 }));
+    assert_eq!(scheduled, update(|c| c.lr = 0.125));
+    assert_ne!(scheduled, update(|c| c.lr = 0.5));
 }
 
 /// Two examples, the second so large that a step on it overflows.
@@ -275,4 +273,36 @@ fn a_run_refused_for_its_parameters_leaves_the_rule_as_it_was() {
     let mut client = worker.client(ClientId(0)).unwrap();
     assert!(matches!(client.train(&task(&softmax_initial(0), 0)), Err(TrainError::NonFinite { step: 0, .. })));
     assert_eq!(client.state().take_u64("runs").unwrap(), 0);
+}
+
+#[test]
+fn models_of_the_zoo_train_in_a_reused_slot_and_on_both_backends() {
+    let inputs = (0..6 * 256).map(|i| (i * 37 % 101) as f32 / 101.0).collect();
+    let labels = (0..6).map(|i| ClassId(i % 3)).collect();
+    let data = ClientData::all(Arc::new(Examples::new(Inputs::F32(inputs), [1, 16, 16], labels, 3).unwrap()));
+    let trained = |resident: &mut ResidentModel<Flex, Zoo>, global: &ParamVector<Flex>| {
+        let settings = Arc::new(training(|c| (c.epochs, c.batch_size) = (Some(1), 3)));
+        let mut client = SupervisedClient::<Flex, Zoo, _>::new(ClientId(0), data.clone().into(), settings, resident);
+        client.train(&task(global, 0)).unwrap().params
+    };
+    let resnet = ZooConfig::ResNet { depth: 8, norm: NormKind::Batch, groups: None }.build([1, 16, 16], 3).unwrap();
+    let global = initial::<Flex, _>(&resnet, 0, &FlexDevice);
+    let mut resident = ResidentModel::new(resnet, FlexDevice);
+    let fresh = trained(&mut resident, &global);
+    assert_eq!(bits(&trained(&mut resident, &global)), bits(&fresh));
+    let moved = global.minus(&fresh).unwrap();
+    for entry in moved.schema().entries() {
+        let values = &moved.to_host()[entry.range()];
+        assert!(values.iter().any(|v| *v != 0.0), "`{}` was not trained", entry.path);
+    }
+
+    let two_nn = ZooConfig::TwoNn { hidden: 8 }.build([1, 16, 16], 3).unwrap();
+    let global = initial::<Flex, _>(&two_nn, 0, &FlexDevice);
+    let flex = trained(&mut ResidentModel::new(two_nn.clone(), FlexDevice), &global).to_host();
+    let global = initial::<NdArray, _>(&two_nn, 0, &NdArrayDevice::Cpu);
+    let settings = Arc::new(training(|c| (c.epochs, c.batch_size) = (Some(1), 3)));
+    let resident = ResidentModel::<NdArray, _>::new(two_nn, NdArrayDevice::Cpu);
+    let mut client = SupervisedClient::<NdArray, Zoo>::new(ClientId(0), data.clone().into(), settings, resident);
+    let ndarray = client.train(&task(&global, 0)).unwrap().params.to_host();
+    assert!(flex.iter().zip(&ndarray).all(|(a, b)| (a - b).abs() < 1e-5));
 }
