@@ -119,12 +119,11 @@ pub fn compare(
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let metric = self.metric;
-        let mut table;
-        match self.at {
+        let table = match self.at {
             CompareAt::Reached { target } => {
                 let sign = if metric.rises() { "≥" } else { "≤" };
                 writeln!(f, "until {metric} {sign} {}, mean ± sd over seeds\n", metric.show(target))?;
-                table = Table::new(["experiment", "rounds", "bytes", "per seed"]);
+                let mut table = Table::new(["experiment", "rounds", "bytes", "per seed"]);
                 for row in &self.rows {
                     let reached = row.seeds.iter().filter(|seed| seed.round.is_some()).count();
                     let not = || match row.seeds.len() {
@@ -139,10 +138,11 @@ impl fmt::Display for Comparison {
                         per_seed.collect::<Vec<_>>().join(", "),
                     ]);
                 }
+                table.to_string()
             }
             CompareAt::LastCommonRound | CompareAt::Round { .. } => {
                 writeln!(f, "{metric} at round {}, mean ± sd over seeds\n", self.round.unwrap_or_default())?;
-                table = Table::new(["experiment", metric.name(), "min", "max", "seeds", "bytes so far"]);
+                let mut table = Table::new(["experiment", metric.name(), "min", "max", "seeds", "bytes so far"]);
                 for row in &self.rows {
                     let show = |value: Option<f64>| value.map_or("-".into(), |value| metric.show(value));
                     let bytes = Spread::of(row.seeds.iter().filter_map(|seed| Some(seed.bytes? as f64)));
@@ -155,8 +155,9 @@ impl fmt::Display for Comparison {
                         bytes.map_or("-".into(), |bytes| mebibytes(bytes.mean)),
                     ]);
                 }
+                table.to_string()
             }
-        }
+        };
         write!(f, "{table}")?;
         if !self.notes.is_empty() {
             writeln!(f)?;

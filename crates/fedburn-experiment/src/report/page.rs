@@ -329,3 +329,99 @@ fn dash(text: Option<String>) -> String {
 fn brief(hash: &str) -> String {
     hash.chars().take(12).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::check;
+    use crate::config::ExpectConfig;
+    use crate::fixture::{baselines, clients, experiment, finished, interrupt};
+    use crate::results::RunStatus;
+
+    const SECTIONS: [&str; 8] =
+        ["result", "curves", "partition", "clients", "cost", "failures", "repeat", "configuration"];
+
+    /// The page's parts and the balance of its tags; void elements stand alone.
+    fn page(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
+        let page = html(results, verdicts);
+        for section in SECTIONS {
+            assert_eq!(page.matches(&format!("<section id=\"{section}\">")).count(), 1, "{section}");
+        }
+        let mut open = Vec::new();
+        for tag in page.split('<').skip(1) {
+            let (tag, _) = tag.split_once('>').unwrap();
+            let name: String = tag.chars().take_while(|c| c.is_ascii_alphanumeric() || "/!".contains(*c)).collect();
+            match name.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop().as_deref(), Some(name)),
+                None if name.starts_with('!') || name == "meta" || tag.ends_with('/') => {}
+                None => open.push(name),
+            }
+        }
+        assert_eq!(open, Vec::<String>::new());
+        assert!(!page.contains("NaN") && !page.contains("inf "));
+        let elsewhere = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+        assert!(!elsewhere.contains("http:") && !elsewhere.contains("https:"));
+        assert!(!page.contains("<script") && !page.contains("<link") && !page.contains("src="));
+        page
+    }
+
+    fn run(last: f64) -> SeedResults {
+        let mut run = finished(&[Some(0.2), Some(0.6), None, Some(last)]);
+        run.baselines = Some(baselines(0.95, &[0.3, 0.5, 0.7]));
+        run.clients = clients([0.9, 0.4, 1.0]);
+        run
+    }
+
+    #[test]
+    fn one_seed_and_five_seeds_have_every_section() {
+        let one = page(&experiment("s/n", vec![run(0.9)]), &[]);
+        assert!(one.contains("90.00 %") && !one.contains("mean ± sd</td>"));
+        assert!(one.contains("5.00 points below centralised training"));
+        assert!(one.contains("50.00 % (30.00–70.00)"));
+        let five = page(&experiment("s/n", [0.8, 0.82, 0.84, 0.86, 0.88].map(run).to_vec()), &[]);
+        assert!(five.contains("84.00 ± 3.16 %") && five.contains("range of 5 seeds"));
+        assert!(five.contains("seed 4"));
+    }
+
+    #[test]
+    fn without_baselines_clients_or_measurements_it_says_so() {
+        let bare = page(&experiment("s/n", vec![finished(&[None, None])]), &[]);
+        assert!(bare.contains("No accuracy was measured yet.") && bare.contains("Clients did not measure"));
+        assert!(!bare.contains("centralised</th>") && !bare.contains("<tr class=\"total\">"));
+        page(&experiment("s/n", vec![finished(&[])]), &[]);
+        page(&experiment("s/n", vec![SeedResults::default()]), &[]);
+    }
+
+    #[test]
+    fn partial_and_failed_seeds_are_shown_as_such() {
+        let mut runs = vec![run(0.9), run(0.5), run(0.1)];
+        interrupt(&mut runs[1], 2);
+        runs[2].run.as_mut().unwrap().status = RunStatus::Failed { cause: vec!["round 4".into(), "disk <full>".into()] };
+        runs[2].problems.push("rounds.csv: line 3".into());
+        let page = page(&experiment("s/n", runs), &[]);
+        assert!(page.contains("1 seed finished, 1 partial, 1 failed"));
+        assert!(page.contains("partial (round 2 of 4)") && page.contains("round 4: disk &lt;full&gt;"));
+        assert!(page.contains("damaged file: </span>rounds.csv: line 3"));
+        assert!(page.contains("<strong>90.00 %</strong> over one seed"), "only the finished seed counts");
+    }
+
+    #[test]
+    fn what_comes_from_files_is_escaped() {
+        let mut run = run(0.9);
+        let attack = "</pre><script>alert(1)</script>&\"";
+        run.config = Some(format!("title = '{attack}'"));
+        let info = run.run.as_mut().unwrap();
+        (info.command, info.device, info.revision) = (attack.into(), attack.into(), Some(attack.into()));
+        run.incidents.insert(attack.into(), 3);
+        run.problems.push(attack.into());
+        page(&experiment("s/<b>n", vec![run]), &[]);
+    }
+
+    #[test]
+    fn verdicts_are_shown() {
+        let results = experiment("s/n", vec![run(0.9)]);
+        let claim = |at_least| ExpectConfig { metric: "accuracy".into(), at_round: None, at_least: Some(at_least), at_most: None };
+        let page = page(&results, &check(Some(&results), &[0], &[claim(0.8), claim(0.95)]));
+        assert!(page.contains("✓ met") && page.contains("✗ missed") && page.contains("below the claim"));
+    }
+}
