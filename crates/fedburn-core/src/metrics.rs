@@ -11,7 +11,9 @@ pub type MetricName = Cow<'static, str>;
 /// A weighted mean that is not divided yet: the sum of `value x weight`, and the sum of the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mean {
+    #[serde(with = "any_float")]
     sum: f64,
+    #[serde(with = "any_float")]
     weight: f64,
 }
 
@@ -94,6 +96,61 @@ impl Metrics {
     }
 }
 
+/// Numbers as they are, and in formats for people, which may lack them (JSON does), NaN and infinities as text.
+mod any_float {
+    use std::fmt;
+
+    use serde::de::{Deserializer, Error, Unexpected, Visitor};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        if value.is_finite() || !serializer.is_human_readable() {
+            serializer.serialize_f64(*value)
+        } else {
+            serializer.collect_str(value)
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        if deserializer.is_human_readable() {
+            deserializer.deserialize_any(NumberOrText)
+        } else {
+            deserializer.deserialize_f64(NumberOrText)
+        }
+    }
+
+    struct NumberOrText;
+
+    impl Visitor<'_> for NumberOrText {
+        type Value = f64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number, \"NaN\", \"inf\" or \"-inf\"")
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<f64, E> {
+            Ok(value)
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<f64, E> {
+            Ok(value as f64)
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<f64, E> {
+            Ok(value as f64)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<f64, E> {
+            match text {
+                "NaN" => Ok(f64::NAN),
+                "inf" => Ok(f64::INFINITY),
+                "-inf" => Ok(f64::NEG_INFINITY),
+                _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -130,5 +187,17 @@ mod tests {
     fn nothing_added_is_no_value() {
         assert_eq!(Metrics::new().get("m"), None);
         assert_eq!(Mean::new(1.0, 0.0).value(), None);
+    }
+
+    #[test]
+    fn json_keeps_numbers_that_it_has_no_sign_for() {
+        let means = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.1].map(|sum| Mean::from_sum(sum, 3.0));
+        let text = serde_json::to_string(&means).unwrap();
+        assert!(text.starts_with(r#"[{"sum":"NaN","weight":3.0},{"sum":"inf""#), "{text}");
+        let read: [Mean; 4] = serde_json::from_str(&text).unwrap();
+        assert!(read[0].sum.is_nan());
+        assert_eq!(read[1..], means[1..]);
+        assert_eq!(serde_json::from_str::<Mean>(r#"{"sum":1,"weight":-0}"#).unwrap(), Mean::from_sum(1.0, 0.0));
+        assert!(serde_json::from_str::<Mean>(r#"{"sum":"one","weight":1}"#).is_err());
     }
 }

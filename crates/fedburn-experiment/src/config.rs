@@ -264,10 +264,7 @@ fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), ConfigError
 }
 
 /// Sets a dotted field of a table, making tables on the way.
-///
-/// # Errors
-/// The reason, where the name is empty or passes through a value that is no table.
-pub fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
     let (place, last) = key.trim().rsplit_once('.').map_or(("", key.trim()), |(place, last)| (place, last));
     if last.is_empty() {
         return Err("the field's name is empty".to_owned());

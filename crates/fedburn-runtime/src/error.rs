@@ -1,9 +1,9 @@
 //! Why a run cannot go on.
 
-use fedburn_core::{AggregateError, EvaluateError, RoundIndex, SchemaError, StateError, TransportError};
+use fedburn_core::{AggregateError, EvaluateError, RoundIndex, TransportError};
 use thiserror::Error;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, RestoreError};
 
 /// A run that cannot go on. Clients that fail are data, not errors.
 #[derive(Debug, Error)]
@@ -39,19 +39,12 @@ pub enum ServerError {
         #[from]
         source: CheckpointError,
     },
-    /// A checkpoint holds state of another strategy.
-    #[error("strategy state: {source}")]
-    State {
+    /// A checkpoint does not fit the strategy or the model.
+    #[error("checkpoint: {source}")]
+    Restore {
         /// What does not fit.
         #[from]
-        source: StateError,
-    },
-    /// A vector is of another model.
-    #[error("{source}")]
-    Schema {
-        /// What does not fit.
-        #[from]
-        source: SchemaError,
+        source: RestoreError,
     },
     /// A setting that no run can work with.
     #[error("server: {field} = {value}, expected {expected}")]

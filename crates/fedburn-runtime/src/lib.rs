@@ -1,12 +1,32 @@
 //! The server loop, samplers, populations, stores, checkpoints and observers.
 
 mod checkpoint;
+mod config;
+mod coordinator;
 mod durable;
+mod error;
 mod exact_sum;
+mod gather;
+mod observers;
 mod samplers;
+mod server;
 mod store;
+mod unreliable;
 
 pub use checkpoint::{Checkpoint, CheckpointDir, CheckpointError, RunTotals};
+pub use config::ServerConfig;
+pub use coordinator::{Coordinator, Effect, Input, RestoreError};
+pub use error::ServerError;
 pub use exact_sum::{ExactSum, ExactSumError};
+pub use observers::{
+    Console, ConsoleMode, EarlyStop, EarlyStopConfig, EventLog, JsonLines, ObserverError, RoundRow, RoundsCsv,
+    StopMetric,
+};
 pub use samplers::{All, Availability, AvailabilityConfig, Fixed, SamplerConfig, SamplerError, Uniform, Weighted};
+pub use server::{Observers, RunSummary, Server};
 pub use store::{DiskStore, MemoryStore};
+pub use unreliable::{DroppingOut, ReachableOnly};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -9,7 +9,7 @@ use fedburn_core::{
     StopReason, Strategy,
 };
 
-use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, ServerConfig, ServerError};
+use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, ServerConfig, ServerError};
 
 /// A federation's server.
 ///
@@ -21,15 +21,17 @@ pub struct Server<B: Backend> {
     coordinator: Coordinator<B>,
     transport: Box<dyn ServerTransport<B>>,
     evaluator: Option<Box<dyn Evaluator<B>>>,
-    observers: Vec<Box<dyn Observer>>,
     checkpoints: Option<Checkpoints>,
+    totals: RunTotals,
     began: Instant,
-    stop: Option<StopReason>,
 }
+
+/// Who watches a run. The caller keeps its observers and can ask them afterwards whether all was written.
+pub type Observers<'a, 'o> = &'a mut [&'o mut dyn Observer];
 
 struct Checkpoints {
     dir: CheckpointDir,
-    run: String,
+    config_hash: String,
 }
 
 /// What is left when a run ends.
@@ -41,6 +43,8 @@ pub struct RunSummary<B: Backend> {
     pub deployed: ParamVector<B>,
     /// Why the run ended before its last round, if it did.
     pub stopped: Option<StopReason>,
+    /// What the run cost, resumed parts included.
+    pub totals: RunTotals,
 }
 
 impl<B: Backend> Server<B> {
@@ -62,10 +66,9 @@ impl<B: Backend> Server<B> {
             config,
             transport: Box::new(transport),
             evaluator: None,
-            observers: Vec::new(),
             checkpoints: None,
+            totals: RunTotals::default(),
             began: Instant::now(),
-            stop: None,
         })
     }
 
@@ -76,25 +79,25 @@ impl<B: Backend> Server<B> {
         self
     }
 
-    /// Tells `observer` every event, after the observers added before it.
+    /// Writes checkpoints to `dir` as often as the configuration says. `config_hash` identifies the run: a checkpoint of
+    /// another one is refused.
     #[must_use]
-    pub fn with_observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.observers.push(Box::new(observer));
+    pub fn with_checkpoints(mut self, dir: CheckpointDir, config_hash: &str) -> Self {
+        self.checkpoints = Some(Checkpoints { dir, config_hash: config_hash.to_owned() });
         self
     }
 
-    /// Writes checkpoints to `dir` as often as the configuration says, and goes on from the newest one that is there.
-    /// `run` identifies the configuration: a checkpoint of another one is refused.
+    /// Goes on after the round of `checkpoint`.
     ///
     /// # Errors
-    /// [`ServerError::Checkpoint`] where the newest checkpoint belongs to another run or cannot be read,
-    /// [`ServerError::State`] and [`ServerError::Schema`] where it does not fit the strategy or the model.
-    pub fn with_checkpoints(mut self, dir: CheckpointDir, run: &str) -> Result<Self, ServerError> {
-        let global = self.coordinator.global();
-        if let Some(found) = dir.latest::<B>(run, self.coordinator.strategy().name(), global.schema(), &global.device())? {
-            self.coordinator.restore(found.round, found.global, found.deploy, found.strategy)?;
-        }
-        self.checkpoints = Some(Checkpoints { dir, run: run.to_owned() });
+    /// [`ServerError::Checkpoint`] where it belongs to another strategy or run, [`ServerError::Restore`] where it does
+    /// not fit the strategy or the model.
+    pub fn resume(mut self, checkpoint: Checkpoint<B>) -> Result<Self, ServerError> {
+        let hash = self.checkpoints.as_ref().map_or(checkpoint.config_hash.clone(), |c| c.config_hash.clone());
+        checkpoint.ensure_of(self.coordinator.strategy().name(), &hash)?;
+        let Checkpoint { round, global, deploy, strategy_state, totals, .. } = checkpoint;
+        self.coordinator.restore(round, global, deploy, strategy_state)?;
+        self.totals = totals;
         Ok(self)
     }
 
@@ -108,41 +111,42 @@ impl<B: Backend> Server<B> {
         &self.coordinator
     }
 
-    /// Runs the remaining rounds.
+    /// Runs the remaining rounds and tells `observers` every event, in their order.
     ///
     /// # Errors
     /// [`ServerError`]: the strategy, the evaluator, the transport as a whole or a checkpoint failed. What was on disk
     /// stays usable.
-    pub fn run(&mut self) -> Result<RunSummary<B>, ServerError> {
+    pub fn run(&mut self, observers: Observers<'_, '_>) -> Result<RunSummary<B>, ServerError> {
         self.began = Instant::now();
-        self.stop = None;
+        let mut watch = Watch { observers, stop: None };
         let (rounds, parameters) = (self.config.rounds, self.coordinator.global().num_values() as u64);
         let clients = self.transport.clients().len() as u64;
-        self.emit(&Event::RunStarted { round: self.finished(), rounds, clients, parameters });
+        watch.tell(&Event::RunStarted { round: self.finished(), rounds, clients, parameters });
         if self.finished() == RoundIndex(0) {
-            self.evaluate()?;
+            self.evaluate(&mut watch)?;
         }
-        while self.finished().0 < rounds && self.stop.is_none() {
-            self.round()?;
-            let last = self.finished().0 == rounds || self.stop.is_some();
+        while self.finished().0 < rounds && watch.stop.is_none() {
+            self.round(&mut watch)?;
+            let last = self.finished().0 == rounds || watch.stop.is_some();
             if last || due(self.finished(), self.config.eval_every) {
-                self.evaluate()?;
+                self.evaluate(&mut watch)?;
             }
             // An observer may have asked for the end on seeing the evaluation: that state must not be lost either.
-            if last || self.stop.is_some() || due(self.finished(), self.config.checkpoint_every) {
-                self.checkpoint()?;
+            if last || watch.stop.is_some() || due(self.finished(), self.config.checkpoint_every) {
+                self.checkpoint(&mut watch)?;
             }
         }
-        let (round, stopped) = (self.finished(), self.stop.clone());
-        self.emit(&Event::RunEnded { round, stopped: stopped.clone() });
-        Ok(RunSummary { round, deployed: self.coordinator.deployed().clone(), stopped })
+        let (round, stopped) = (self.finished(), watch.stop.clone());
+        watch.tell(&Event::RunEnded { round, stopped: stopped.clone() });
+        Ok(RunSummary { round, deployed: self.coordinator.deployed().clone(), stopped, totals: self.totals })
     }
 
     /// Asks `clients` to measure the model to ship on their own data. Clients that do not answer are left out.
-    pub fn evaluate_clients(&mut self, clients: &[ClientId]) -> Vec<(ClientId, Metrics)> {
+    pub fn evaluate_clients(&mut self, clients: &[ClientId], observers: Observers<'_, '_>) -> Vec<(ClientId, Metrics)> {
+        let mut watch = Watch { observers, stop: None };
         let (round, global) = (self.finished(), self.coordinator.deployed().clone());
-        let requests = clients.iter().map(|&client| (client, Request::Evaluate { round, global: global.clone() })).collect();
-        let outcomes = self.transport.exchange(requests, self.config.timeout());
+        let ask = |&client: &ClientId| (client, Request::Evaluate { round, global: global.clone() });
+        let outcomes = self.transport.exchange(clients.iter().map(ask).collect(), self.config.timeout());
         let mut measured: Vec<_> = outcomes
             .filter_map(|outcome| match outcome.reply {
                 Ok(Reply::Evaluated(metrics)) => Some((outcome.client, metrics)),
@@ -151,53 +155,43 @@ impl<B: Backend> Server<B> {
             .collect();
         measured.sort_by_key(|(client, _)| *client);
         for (client, metrics) in &measured {
-            self.emit(&Event::ClientEvaluated { round, client: *client, metrics: metrics.clone() });
+            watch.tell(&Event::ClientEvaluated { round, client: *client, metrics: metrics.clone() });
         }
         measured
     }
 
-    fn round(&mut self) -> Result<(), ServerError> {
+    fn round(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
         let clients = self.transport.clients();
         let effects = self.coordinator.step(Input::Begin(&clients), self.began.elapsed())?;
-        let requests = self.apply(effects)?;
+        let requests = self.apply(effects, watch)?;
         if requests.is_empty() {
             return Ok(());
         }
-        // The exchange borrows the transport, which closing the round needs too: effects wait until it ends.
-        let mut effects = Vec::new();
-        let mut closing = Ok(());
-        {
-            let (coordinator, observers, stop) = (&mut self.coordinator, &mut self.observers, &mut self.stop);
-            for outcome in self.transport.exchange(requests, self.config.timeout()) {
-                match coordinator.step(Input::Outcome(outcome), self.began.elapsed()) {
-                    // Client events are told as they come, what ends the round once the exchange is over.
-                    Ok(step) => effects.extend(step.into_iter().filter_map(|effect| match effect {
-                        Effect::Emit(event @ (Event::ClientTrained { .. } | Event::ClientFailed { .. })) => {
-                            tell(observers, stop, &event);
-                            None
-                        }
-                        other => Some(other),
-                    })),
-                    Err(error) => {
-                        closing = Err(error);
-                        break;
-                    }
+        // Closing the round needs the transport, which the exchange borrows: what ends the round waits until then.
+        let mut closing = Vec::new();
+        for outcome in self.transport.exchange(requests, self.config.timeout()) {
+            for effect in self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())? {
+                match effect {
+                    Effect::Emit(event @ (Event::ClientTrained { .. } | Event::ClientFailed { .. })) => watch.tell(&event),
+                    other => closing.push(other),
                 }
             }
         }
-        closing?;
-        effects.extend(self.coordinator.step(Input::Deadline, self.began.elapsed())?);
-        self.apply(effects)?;
+        closing.extend(self.coordinator.step(Input::Deadline, self.began.elapsed())?);
+        self.apply(closing, watch)?;
         Ok(())
     }
 
     /// Does what the coordinator wants and returns the requests to send.
-    fn apply(&mut self, effects: Vec<Effect<B>>) -> Result<Vec<(ClientId, Request<B>)>, ServerError> {
+    fn apply(&mut self, effects: Vec<Effect<B>>, watch: &mut Watch<'_, '_>) -> Result<Vec<(ClientId, Request<B>)>, ServerError> {
         let mut requests = Vec::new();
         for effect in effects {
             match effect {
                 Effect::Send(client, request) => requests.push((client, request)),
-                Effect::Emit(event) => self.emit(&event),
+                Effect::Emit(event) => {
+                    count(&mut self.totals, &event);
+                    watch.tell(&event);
+                }
                 Effect::Close { round, included } => {
                     self.transport.close_round(round, &included).map_err(|source| ServerError::Transport { round, source })?;
                 }
@@ -206,50 +200,73 @@ impl<B: Backend> Server<B> {
         Ok(requests)
     }
 
-    fn evaluate(&mut self) -> Result<(), ServerError> {
+    fn evaluate(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
         let round = self.finished();
         if self.config.eval_every == 0 {
             return Ok(());
         }
         if let Some(evaluator) = &mut self.evaluator {
             let metrics = evaluator.evaluate(self.coordinator.deployed()).map_err(|source| ServerError::Evaluate { round, source })?;
-            self.emit(&Event::Evaluated { round, metrics });
+            watch.tell(&Event::Evaluated { round, metrics });
         }
         Ok(())
     }
 
-    fn checkpoint(&mut self) -> Result<(), ServerError> {
+    fn checkpoint(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
         let round = self.finished();
         if self.config.checkpoint_every == 0 {
             return Ok(());
         }
-        if let Some(Checkpoints { dir, run }) = &self.checkpoints {
-            dir.save(&Checkpoint {
+        if let Some(Checkpoints { dir, config_hash }) = &self.checkpoints {
+            // Client state may only be dropped as far back as the oldest checkpoint that is kept.
+            let oldest = dir.save(&Checkpoint {
                 round,
-                run: run.clone(),
-                strategy_name: self.coordinator.strategy().name().to_owned(),
-                strategy: self.coordinator.strategy().state(),
+                config_hash: config_hash.clone(),
                 global: self.coordinator.global().clone(),
                 deploy: self.coordinator.deploy().cloned(),
+                strategy: self.coordinator.strategy().name().to_owned(),
+                strategy_state: self.coordinator.strategy().state(),
+                totals: self.totals,
             })?;
-            self.transport.checkpointed(round).map_err(|source| ServerError::Transport { round, source })?;
-            self.emit(&Event::Checkpointed { round });
+            self.transport.checkpointed(oldest).map_err(|source| ServerError::Transport { round, source })?;
+            watch.tell(&Event::Checkpointed { round });
         }
         Ok(())
     }
+}
 
-    fn emit(&mut self, event: &Event) {
-        tell(&mut self.observers, &mut self.stop, event);
+/// The observers of one call, and the first wish to stop.
+struct Watch<'a, 'o> {
+    observers: Observers<'a, 'o>,
+    stop: Option<StopReason>,
+}
+
+impl Watch<'_, '_> {
+    fn tell(&mut self, event: &Event) {
+        for observer in self.observers.iter_mut() {
+            if let ControlFlow::Break(reason) = observer.on_event(event) {
+                self.stop.get_or_insert(reason);
+            }
+        }
     }
 }
 
-/// Tells every observer; the first that asks for a stop gives the reason.
-fn tell(observers: &mut [Box<dyn Observer>], stop: &mut Option<StopReason>, event: &Event) {
-    for observer in observers {
-        if let ControlFlow::Break(reason) = observer.on_event(event) {
-            stop.get_or_insert(reason);
+fn count(totals: &mut RunTotals, event: &Event) {
+    let (failed, down, up, time) = match event {
+        Event::RoundCommitted { updates, failures, bytes_down, bytes_up, seconds, .. } => {
+            totals.updates += updates;
+            (failures, bytes_down, bytes_up, seconds)
         }
-    }
+        Event::RoundAbandoned { failures, bytes_down, bytes_up, seconds, .. } => {
+            totals.abandoned += 1;
+            (failures, bytes_down, bytes_up, seconds)
+        }
+        _ => return,
+    };
+    totals.failures += failed;
+    totals.bytes_down += down;
+    totals.bytes_up += up;
+    totals.seconds += time;
 }
 
 fn due(round: RoundIndex, every: u64) -> bool {

@@ -11,7 +11,8 @@ use fedburn_core::{
 };
 use fedburn_runtime::{Coordinator, Effect, Input};
 use fedburn_testkit::{schema, vector};
-use proptest::prelude::*;
+use proptest::prelude::{Just, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::strategy::Strategy as _;
 
 /// Answers with the mean and counts its calls through the global vector's drift.
 struct TheMean;

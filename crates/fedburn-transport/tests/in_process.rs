@@ -41,7 +41,7 @@ struct Troubled {
 
 struct TroubledWorker(Option<Receiver<()>>);
 
-struct TroubledClient<'a>(ClientId, &'a Option<Receiver<()>>);
+struct TroubledClient<'a>(ClientId, &'a mut Option<Receiver<()>>);
 
 impl Troubled {
     fn new() -> (Arc<Self>, Sender<()>) {
@@ -62,7 +62,7 @@ impl Population<Flex> for Troubled {
 
 impl Worker<Flex> for TroubledWorker {
     fn client(&mut self, id: ClientId) -> Result<Box<dyn Client<Flex> + '_>, TrainError> {
-        Ok(Box::new(TroubledClient(id, &self.0)))
+        Ok(Box::new(TroubledClient(id, &mut self.0)))
     }
 }
 

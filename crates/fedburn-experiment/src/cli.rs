@@ -1,0 +1,308 @@
+//! The command line of the `fedburn` program.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::backend::BackendName;
+
+/// Federated learning experiments: run, compare and report.
+#[derive(Debug, Parser)]
+#[command(name = "fedburn", version, about, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run experiments and look at their results.
+    #[command(subcommand)]
+    Experiment(ExperimentCommand),
+    /// Show how an experiment splits its data, without training.
+    Partition(PartitionArgs),
+    /// Find data sets or download them.
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Apply a strategy to safetensors files of any tool, without training.
+    Aggregate(AggregateArgs),
+}
+
+/// `fedburn experiment …`
+#[derive(Debug, Subcommand)]
+pub enum ExperimentCommand {
+    /// List experiments and which seeds are done.
+    List(ListArgs),
+    /// Run experiments, or go on with what was begun.
+    Run(RunArgs),
+    /// Run a grid over fields of an experiment; finished cells are skipped.
+    Sweep(SweepArgs),
+    /// Compare the results of experiments.
+    Compare(CompareArgs),
+    /// Write the report of each experiment and a page for the suite.
+    Report(ReportArgs),
+    /// Check results against the experiments' [[expect]] tables; fails on a miss.
+    Check(CheckArgs),
+}
+
+/// Where things are.
+#[derive(Clone, Debug, Args)]
+pub struct Places {
+    /// Folder of experiment files, `<suite>/<name>.toml`.
+    #[arg(long, default_value = "benches/experiments")]
+    pub configs: PathBuf,
+    /// Folder of results, `<suite>/<name>/seed-<n>`.
+    #[arg(long, default_value = "target/experiments")]
+    pub out: PathBuf,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// A suite, or suite/name; all by default.
+    pub target: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// What `run` and `sweep` share.
+#[derive(Clone, Debug, Args)]
+pub struct RunSettings {
+    /// Seeds instead of the file's: `3`, `0,1,2` or `0..3` (without the last).
+    #[arg(long)]
+    pub seeds: Option<String>,
+    /// flex, ndarray, cuda, wgpu or tch.
+    #[arg(long, default_value = "flex")]
+    pub backend: BackendName,
+    /// Worker threads, 0 for one a core; does not change results.
+    #[arg(long)]
+    pub workers: Option<usize>,
+    /// Override a field of the file: `client.lr=0.1`. May be repeated.
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub overrides: Vec<String>,
+    /// A short version that shows that everything works: one seed, two rounds. Results go to `<out>/smoke`.
+    #[arg(long)]
+    pub smoke: bool,
+    /// Delete earlier results of the seeds instead of going on with them.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Print events as JSON lines.
+    #[arg(long, conflicts_with = "quiet")]
+    pub json: bool,
+    /// Print results only.
+    #[arg(long)]
+    pub quiet: bool,
+    /// Folder of data sets [default: $FEDBURN_DATA, else the user's data folder].
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Suites, suite/name, or .toml files.
+    #[arg(required = true)]
+    pub targets: Vec<String>,
+    /// How to run.
+    #[command(flatten)]
+    pub settings: RunSettings,
+}
+
+/// Arguments of `sweep`.
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// An experiment: suite/name or a .toml file.
+    pub target: String,
+    /// A dimension of the grid: `client.lr=0.1,0.01`. May be repeated; the file's [sweep] table by default.
+    #[arg(long = "grid", value_name = "FIELD=VALUES")]
+    pub grid: Vec<String>,
+    /// How to run.
+    #[command(flatten)]
+    pub settings: RunSettings,
+}
+
+/// Arguments of `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Experiments (suite/name) or folders of results.
+    #[arg(required = true, num_args = 2..)]
+    pub targets: Vec<String>,
+    /// A column of rounds.csv, accuracy_over_centralised or accuracy_over_local_only.
+    #[arg(long, default_value = "accuracy")]
+    pub metric: String,
+    /// Compare after this round instead of the last that all have.
+    #[arg(long, conflicts_with = "to")]
+    pub at_round: Option<u64>,
+    /// Compare rounds and bytes until the metric first reaches this value.
+    #[arg(long)]
+    pub to: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A suite or suite/name.
+    pub target: String,
+    /// Folder of the suite's page.
+    #[arg(long, default_value = "docs/results")]
+    pub docs: PathBuf,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// A suite or suite/name; all by default.
+    pub target: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Arguments of `partition`.
+#[derive(Debug, Args)]
+pub struct PartitionArgs {
+    /// An experiment: suite/name or a .toml file.
+    pub target: String,
+    /// The seed; the file's first by default.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Override a field of the file: `partition.alpha=0.1`. May be repeated.
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub overrides: Vec<String>,
+    /// Write bars.svg and heat-map.svg into this folder.
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Folder of data sets [default: $FEDBURN_DATA, else the user's data folder].
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// `fedburn data …`
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// List the data sets that are known and where they were found.
+    List {
+        /// Folder of data sets [default: $FEDBURN_DATA, else the user's data folder].
+        #[arg(long)]
+        data: Option<PathBuf>,
+    },
+    /// Find a data set on this system, or download it.
+    Fetch {
+        /// Its name.
+        name: String,
+        /// Download from this address instead of the usual ones.
+        #[arg(long)]
+        from: Option<String>,
+        /// Folder of data sets [default: $FEDBURN_DATA, else the user's data folder].
+        #[arg(long)]
+        data: Option<PathBuf>,
+    },
+}
+
+/// Arguments of `aggregate`.
+#[derive(Debug, Args)]
+pub struct AggregateArgs {
+    /// A TOML file with what an experiment's [strategy] table holds.
+    #[arg(long)]
+    pub strategy: PathBuf,
+    /// The parameters that the clients started from.
+    #[arg(long)]
+    pub global: PathBuf,
+    /// A client's parameters and its number of examples. Clients keep their place in the list between rounds.
+    #[arg(long = "update", value_name = "FILE:EXAMPLES", required = true, value_parser = parse_update)]
+    pub updates: Vec<(PathBuf, u64)>,
+    /// The strategy's state between rounds: read if the file is there, and written.
+    #[arg(long)]
+    pub state: Option<PathBuf>,
+    /// Where the next global parameters go.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Root of the strategy's randomness.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where tensors live: flex, ndarray, cuda, wgpu or tch.
+    #[arg(long, default_value = "flex")]
+    pub backend: BackendName,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_update(text: &str) -> Result<(PathBuf, u64), String> {
+    let (file, examples) = text.rsplit_once(':').ok_or("expected FILE:EXAMPLES, for example a.safetensors:60")?;
+    match examples.parse() {
+        Ok(examples) if !file.is_empty() => Ok((PathBuf::from(file), examples)),
+        _ => Err(format!("`{examples}` is not a number of examples; expected FILE:EXAMPLES, for example a.safetensors:60")),
+    }
+}
+
+/// Reads `3`, `0,1,2` or `0..3`.
+///
+/// # Errors
+/// The reason, with what was expected.
+pub fn parse_seeds(text: &str) -> Result<Vec<u64>, String> {
+    let refuse = || format!("--seeds {text}: expected `3`, `0,1,2` or `0..3`");
+    let number = |part: &str| part.trim().parse::<u64>().map_err(|_| refuse());
+    let seeds = match text.split_once("..") {
+        Some((first, end)) => (number(first)?..number(end)?).collect(),
+        None => text.split(',').map(number).collect::<Result<Vec<_>, _>>()?,
+    };
+    if seeds.is_empty() { Err(refuse()) } else { Ok(seeds) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn seeds_have_three_forms() {
+        assert_eq!(parse_seeds("3"), Ok(vec![3]));
+        assert_eq!(parse_seeds("0, 2"), Ok(vec![0, 2]));
+        assert_eq!(parse_seeds("1..4"), Ok(vec![1, 2, 3]));
+        for wrong in ["", "a", "3..3", "1..x", "-1"] {
+            assert!(parse_seeds(wrong).unwrap_err().contains("expected"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_update_is_a_file_and_a_count() {
+        assert_eq!(parse_update("a:b.safetensors:60"), Ok((PathBuf::from("a:b.safetensors"), 60)));
+        for wrong in ["a.safetensors", "a.safetensors:x", ":3", "a:-1"] {
+            assert!(parse_update(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `fedburn experiment run` and `sweep`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fedburn_experiment::assemble::Run;
+use fedburn_experiment::check::check;
+use fedburn_experiment::cli::{Places, RunArgs, RunSettings, SweepArgs, parse_seeds};
+use fedburn_experiment::config::{ExperimentConfig, TransportConfig};
+use fedburn_experiment::list::list;
+use fedburn_experiment::progress::Progress;
+use fedburn_experiment::report::write_html;
+use fedburn_experiment::results::ExperimentResults;
+use fedburn_experiment::run::{RunError, RunOptions, SeedOutcome, run_seed};
+use fedburn_experiment::sweep::{Axis, plan};
+use fedburn_experiment::table::Table;
+use fedburn_experiment::{Metric, SeedStatus};
+
+use super::Outcome;
+
+/// An experiment file and where its results go.
+pub struct Target {
+    pub suite: String,
+    pub name: String,
+    pub path: PathBuf,
+}
+
+/// The experiments that `target` names: a suite, suite/name, or a file.
+pub fn find(places: &Places, target: &str) -> Result<Vec<Target>, Box<dyn std::error::Error>> {
+    let path = Path::new(target);
+    if path.extension().is_some_and(|e| e == "toml") {
+        let part = |p: Option<&Path>| p.and_then(Path::file_stem).map_or("local".to_owned(), |s| s.to_string_lossy().into_owned());
+        return Ok(vec![Target { suite: part(path.parent()), name: part(Some(path)), path: path.to_owned() }]);
+    }
+    let found = list(&places.configs, &places.out, Some(target))?;
+    Ok(found.into_iter().map(|e| Target { suite: e.suite, name: e.name, path: e.path }).collect())
+}
+
+pub fn run(args: &RunArgs) -> Outcome {
+    let settings = &args.settings;
+    let mut planned = Vec::new();
+    for name in &args.targets {
+        for target in find(&settings.places, name)? {
+            // Every target is checked before the first one runs.
+            let cells = plan(&target.path, &settings.overrides, &[], &super::data_root(settings.data.as_ref()), adjusted(settings)?)?;
+            planned.extend(cells.into_iter().map(|cell| (target.path.clone(), settings.dir(&target), cell.runs)));
+        }
+    }
+    let interrupt = on_interrupt()?;
+    for (path, dir, runs) in planned {
+        let options = settings.options(dir.clone(), &interrupt, &command("run", &path, settings, &[]));
+        settings.progress().note(&format!("{}: {}", dir.display(), runs[0].experiment().config().title));
+        if run_all(&runs, &options)? {
+            return Ok(interrupted());
+        }
+        show(&dir, &runs, settings)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn sweep(args: &SweepArgs) -> Outcome {
+    let settings = &args.settings;
+    let target = find(&settings.places, &args.target)?.remove(0);
+    let axes = match args.grid.is_empty() {
+        false => args.grid.iter().map(|text| Axis::parse(text)).collect::<Result<Vec<_>, _>>()?,
+        true => Axis::of_table(&target.path, &ExperimentConfig::load(&target.path, &settings.overrides)?.sweep)?,
+    };
+    if axes.is_empty() {
+        return Err(format!("{} has no [sweep] table; name the grid with --grid FIELD=VALUES", target.path.display()).into());
+    }
+    let cells = plan(&target.path, &settings.overrides, &axes, &super::data_root(settings.data.as_ref()), adjusted(settings)?)?;
+    let experiment = settings.dir(&target);
+    let interrupt = on_interrupt()?;
+    let total = cells.len();
+    for (index, cell) in cells.iter().enumerate() {
+        let dir = cell.cell.dir(&experiment);
+        settings.progress().note(&format!("cell {}/{total}: {}", index + 1, cell.cell.settings.join(" ")));
+        let options = settings.options(dir.clone(), &interrupt, &command("run", &target.path, settings, &cell.cell.settings));
+        if run_all(&cell.runs, &options)? {
+            return Ok(interrupted());
+        }
+        write_html(&ExperimentResults::load(&dir)?, &[])?;
+    }
+    let mut table = Table::new(axes.iter().map(|axis| axis.field.clone()).chain(["seeds", "accuracy", "best accuracy"].map(str::to_owned)));
+    for cell in &cells {
+        let results = ExperimentResults::load(&cell.cell.dir(&experiment))?;
+        let shown = |figure: fn(&fedburn_experiment::results::Summary) -> Option<f64>| {
+            let spread = results.spread(|seed| figure(&seed.figures()));
+            spread.map_or("-".to_owned(), |spread| fedburn_experiment::format::mean_sd(Metric::Accuracy, &spread))
+        };
+        let values = cell.cell.settings.iter().map(|s| s.split_once('=').map_or(s.clone(), |(_, value)| value.to_owned()));
+        let figures = [
+            results.counted().len().to_string(),
+            shown(|f| f.final_accuracy.as_ref().map(|m| m.value)),
+            shown(|f| f.best_accuracy.as_ref().map(|m| m.value)),
+        ];
+        table.row(values.chain(figures));
+    }
+    println!("{table}");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the seeds of one experiment; whether the user interrupted them.
+fn run_all(runs: &[Run], options: &RunOptions) -> Result<bool, RunError> {
+    for run in runs {
+        match run_seed(run, options)? {
+            SeedOutcome::AlreadyDone => {
+                options.progress.note(&format!("seed {}: already done (--fresh runs it again)", run.seed()));
+            }
+            SeedOutcome::Finished(_) => {}
+            SeedOutcome::Interrupted(round) => {
+                options.progress.note(&format!("seed {}: interrupted after round {round}; the same command goes on", run.seed()));
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Writes the report and prints the figures.
+fn show(dir: &Path, runs: &[Run], settings: &RunSettings) -> Result<(), Box<dyn std::error::Error>> {
+    let results = ExperimentResults::load(dir)?;
+    let config = runs[0].experiment().config();
+    let planned: Vec<u64> = runs.iter().map(Run::seed).collect();
+    let verdicts = check(Some(&results), &planned, &config.expect);
+    let report = write_html(&results, &verdicts)?;
+    if settings.json {
+        let figures: Vec<_> = results.seeds.iter().filter(|s| planned.contains(&s.seed)).filter_map(|s| s.summary.as_ref()).collect();
+        println!("{}", serde_json::json!({ "event": "experiment_finished", "report": report, "summaries": figures, "expect": verdicts }));
+        return Ok(());
+    }
+    let finished = results.counted().iter().filter(|seed| seed.status() == SeedStatus::Finished).count();
+    println!("{} ({finished} of {} seeds)", config.title, results.seeds.len());
+    for (what, figure) in fedburn_experiment::report::headline(&results) {
+        println!("  {what:<22} {figure}");
+    }
+    verdicts.iter().for_each(|verdict| println!("  {verdict}"));
+    println!("  report: {}", report.display());
+    Ok(())
+}
+
+/// What the command line changes in every config.
+fn adjusted(settings: &RunSettings) -> Result<impl Fn(ExperimentConfig) -> ExperimentConfig, String> {
+    let seeds = settings.seeds.as_deref().map(parse_seeds).transpose()?;
+    let (workers, smoke) = (settings.workers, settings.smoke);
+    Ok(move |mut config: ExperimentConfig| {
+        config.seeds = seeds.clone().unwrap_or(config.seeds);
+        if let Some(workers) = workers {
+            config.transport = TransportConfig::InProcess { workers };
+        }
+        if smoke { config.smoke() } else { config }
+    })
+}
+
+trait Settings {
+    fn dir(&self, target: &Target) -> PathBuf;
+    fn progress(&self) -> Progress;
+    fn options(&self, dir: PathBuf, interrupt: &Arc<AtomicBool>, command: &str) -> RunOptions;
+}
+
+impl Settings for RunSettings {
+    fn dir(&self, target: &Target) -> PathBuf {
+        let out = if self.smoke { self.places.out.join("smoke") } else { self.places.out.clone() };
+        out.join(&target.suite).join(&target.name)
+    }
+
+    fn progress(&self) -> Progress {
+        match (self.json, self.quiet) {
+            (true, _) => Progress::Json,
+            (_, true) => Progress::Quiet,
+            _ => Progress::Auto,
+        }
+    }
+
+    fn options(&self, dir: PathBuf, interrupt: &Arc<AtomicBool>, command: &str) -> RunOptions {
+        RunOptions {
+            dir,
+            backend: self.backend,
+            fresh: self.fresh,
+            progress: self.progress(),
+            interrupt: interrupt.clone(),
+            command: command.to_owned(),
+        }
+    }
+}
+
+/// The command that repeats a run, without what does not change its results.
+fn command(verb: &str, path: &Path, settings: &RunSettings, cell: &[String]) -> String {
+    let mut words = vec!["cargo xtask experiment".to_owned(), verb.to_owned(), path.display().to_string()];
+    if let Some(seeds) = &settings.seeds {
+        words.push(format!("--seeds {seeds}"));
+    }
+    if settings.backend != Default::default() {
+        words.push(format!("--backend {}", settings.backend));
+    }
+    words.extend(settings.overrides.iter().chain(cell).map(|text| format!("--set '{text}'")));
+    if settings.smoke {
+        words.push("--smoke".to_owned());
+    }
+    words.join(" ")
+}
+
+fn interrupted() -> ExitCode {
+    // What shells report for a program that the user interrupted.
+    ExitCode::from(130)
+}
+
+/// The first interrupt asks for an orderly end, the second ends at once: everything since the last checkpoint is then
+/// computed again by the next run.
+fn on_interrupt() -> Result<Arc<AtomicBool>, ctrlc::Error> {
+    let asked = Arc::new(AtomicBool::new(false));
+    let flag = asked.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("ending after this round; interrupt again to end at once");
+    })?;
+    Ok(asked)
+}

@@ -1,0 +1,408 @@
+//! Running the seeds of an experiment: resume what was begun, skip what is done, leave everything a reader needs.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use burn::tensor::backend::Backend;
+use fedburn::core::{
+    ClientId, ClientInfo, Event, Metrics, ModelFamily, Observer, Population, Purpose, RoundIndex, SchemaError, StateError, StopReason,
+    TransportError, flatten,
+};
+use fedburn::data::ClientData;
+use fedburn::ops::Kernels;
+use fedburn::runtime::{CheckpointDir, CheckpointError, DiskStore, DroppingOut, JsonLines, ObserverError, RoundsCsv, RunSummary, Server, ServerError};
+use fedburn::train::{ClassifierEvaluator, ClientDataSource, SupervisedPopulation};
+use fedburn::transport::InProcess;
+use thiserror::Error;
+
+use crate::assemble::Run;
+use crate::backend::{BackendError, BackendJob, BackendName};
+use crate::baselines::{Baseline, BaselineError};
+use crate::config::TransportConfig;
+use crate::progress::Progress;
+use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
+
+/// Clients that measure the final model on their own data: all of a small population, evenly spaced ones of a large.
+const MEASURED_CLIENTS: usize = 1000;
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The experiment's folder; each seed gets `seed-<n>` in it.
+    pub dir: PathBuf,
+    /// Where tensors live.
+    pub backend: BackendName,
+    /// Delete what an earlier run left, instead of resuming it.
+    pub fresh: bool,
+    /// What to show meanwhile.
+    pub progress: Progress,
+    /// Set by the user's interrupt: the run ends after its current round, with a checkpoint.
+    pub interrupt: Arc<AtomicBool>,
+    /// The command that repeats the run.
+    pub command: String,
+}
+
+/// How the run of one seed ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SeedOutcome {
+    /// It was finished by an earlier call; nothing was done.
+    AlreadyDone,
+    /// It ran to its end.
+    Finished(Summary),
+    /// The user interrupted it after this round; the same command goes on.
+    Interrupted(RoundIndex),
+}
+
+/// A run that could not be started or ended early. What is on disk stays usable: the same command goes on from there.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The backend cannot be used.
+    #[error("{source}")]
+    Backend {
+        /// Why.
+        #[from]
+        source: BackendError,
+    },
+    /// The folder holds another run.
+    #[error("{} holds results of another configuration or backend; pass --fresh to replace them, or --out for another place", dir.display())]
+    Occupied {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// The config is refused.
+    #[error("{source}")]
+    Config {
+        /// Why.
+        #[from]
+        source: crate::config::ConfigError,
+    },
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Results could not be read or written.
+    #[error("{source}")]
+    Results {
+        /// Why.
+        #[from]
+        source: ResultsError,
+    },
+    /// The server stopped.
+    #[error("{source}")]
+    Server {
+        /// Why.
+        #[from]
+        source: ServerError,
+    },
+    /// Checkpoints cannot be used.
+    #[error("{source}")]
+    Checkpoint {
+        /// Why.
+        #[from]
+        source: CheckpointError,
+    },
+    /// Client state cannot be kept.
+    #[error("client state: {source}")]
+    State {
+        /// Why.
+        #[from]
+        source: StateError,
+    },
+    /// The workers could not be started.
+    #[error("{source}")]
+    Transport {
+        /// Why.
+        #[from]
+        source: TransportError,
+    },
+    /// The model makes no usable vector.
+    #[error("model: {source}")]
+    Schema {
+        /// Why.
+        #[from]
+        source: SchemaError,
+    },
+    /// Events or rounds could not be written.
+    #[error("{source}")]
+    Observer {
+        /// Why.
+        #[from]
+        source: ObserverError,
+    },
+    /// A baseline failed.
+    #[error("baseline: {source}")]
+    Baseline {
+        /// Why.
+        #[from]
+        source: BaselineError,
+    },
+    /// The parts of the run do not fit.
+    #[error("{reason}")]
+    Assembly {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Runs one seed, or resumes it, or says that it is done.
+///
+/// # Errors
+/// [`RunError`]; `run.json` then holds the cause.
+pub fn run_seed(run: &Run, options: &RunOptions) -> Result<SeedOutcome, RunError> {
+    let dir = options.dir.join(format!("seed-{}", run.seed()));
+    let hash = run.experiment().config().run_hash(options.backend.as_str(), run.seed());
+    if options.fresh && dir.exists() {
+        std::fs::remove_dir_all(&dir).map_err(|source| RunError::Io { path: dir.clone(), source })?;
+    }
+    let found = SeedResults::load(run.seed(), &dir);
+    match &found.run {
+        Some(info) if info.config_hash != hash => return Err(RunError::Occupied { dir }),
+        Some(info) if info.status == (RunStatus::Finished {}) => return Ok(SeedOutcome::AlreadyDone),
+        _ => {}
+    }
+    options.backend.run(Job { run, options, dir, hash })?
+}
+
+struct Job<'a> {
+    run: &'a Run,
+    options: &'a RunOptions,
+    dir: PathBuf,
+    hash: String,
+}
+
+impl BackendJob for Job<'_> {
+    type Output = Result<SeedOutcome, RunError>;
+
+    fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
+        let mut info = self.info::<B>(&device);
+        let path = self.path("run.json");
+        std::fs::create_dir_all(&self.dir).map_err(|source| RunError::Io { path: self.dir.clone(), source })?;
+        results::write_json(&path, &info)?;
+        let outcome = self.train::<B>(device);
+        info.ended = Some(now());
+        info.status = match &outcome {
+            Ok(SeedOutcome::Interrupted(round)) => RunStatus::Stopped { reason: format!("interrupted after round {round}") },
+            Ok(_) => RunStatus::Finished {},
+            Err(error) => RunStatus::Failed { cause: causes(error) },
+        };
+        results::write_json(&path, &info)?;
+        outcome
+    }
+}
+
+impl Job<'_> {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn train<B: Kernels>(&self, device: B::Device) -> Result<SeedOutcome, RunError> {
+        let (run, experiment) = (self.run, self.run.experiment());
+        let (config, progress) = (experiment.config(), &self.options.progress);
+        results::write_atomic(&self.path("config.toml"), config.resolved(run.seed()).as_bytes())?;
+        let statistics = run.statistics();
+        results::write_json(&self.path("partition.json"), &statistics)?;
+
+        let family = experiment.zoo().clone();
+        let initial = flatten(&ModelFamily::<B>::init(&family, run.seeds().purpose(Purpose::Initialisation), &device))?;
+        let test = ClientData::all(experiment.dataset().test.clone());
+        let clients: Arc<dyn ClientDataSource> = run.clients().clone();
+        let population: Arc<dyn Population<B>> =
+            Arc::new(SupervisedPopulation::new(clients, family.clone(), experiment.training().clone(), device.clone()));
+        let checkpoints = CheckpointDir::open(self.path("checkpoint"))?;
+        let found = checkpoints.latest::<B>(initial.schema(), &device)?;
+        let resumed = found.as_ref().map_or(RoundIndex(0), |checkpoint| checkpoint.round);
+        let store = Arc::new(DiskStore::open(self.path("clients"), resumed)?);
+        let TransportConfig::InProcess { workers } = config.transport;
+        let transport = InProcess::new(population, Some(store), workers)?;
+        let transport = DroppingOut::new(transport, run.availability(), run.seeds());
+        let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
+        let server = Server::new(config.server.clone(), transport, experiment.strategy()?, sampler, initial.clone(), run.seeds())?;
+        let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device);
+        let mut server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
+        if let Some(checkpoint) = found {
+            progress.note(&format!("seed {}: resuming after round {resumed}", run.seed()));
+            server = server.resume(checkpoint)?;
+        }
+
+        let mut events = JsonLines::resume(self.path("events.jsonl"), resumed)?;
+        let mut rounds = RoundsCsv::resume(self.path("rounds.csv"), resumed)?;
+        let mut console = progress.console();
+        let mut interrupt = Interrupt(self.options.interrupt.clone());
+        let ended = server.run(&mut [&mut events, &mut rounds, &mut console, &mut interrupt]);
+        let measured = match &ended {
+            Ok(summary) if summary.stopped.is_none() => {
+                server.evaluate_clients(&measured_clients(&run.clients().clients()), &mut [&mut events])
+            }
+            _ => Vec::new(),
+        };
+        // A record that could not be written is the cause of the stop that it asked for.
+        events.finish().and(rounds.finish()).and(console.finish())?;
+        let summary = ended?;
+        if summary.stopped.as_ref().is_some_and(|reason| *reason == Interrupt::reason()) {
+            return Ok(SeedOutcome::Interrupted(summary.round));
+        }
+        drop(server);
+
+        self.write_model(&summary)?;
+        self.write_clients(&measured)?;
+        let baseline = Baseline {
+            family,
+            training: experiment.training().clone(),
+            initial,
+            test,
+            run: run.seeds(),
+        };
+        let baselines = self.baselines(&baseline, workers)?;
+        results::write_json(&self.path("baselines.json"), &baselines)?;
+        let mut figures = SeedResults::load(run.seed(), &self.dir).figures();
+        figures.partition_fingerprint = Some(format!("{:016x}", run.partition().fingerprint()));
+        figures.model_hash = Some(results::model_hash(&summary.deployed.to_host()));
+        results::write_json(&self.path("summary.json"), &figures)?;
+        Ok(SeedOutcome::Finished(figures))
+    }
+
+    fn write_model<B: Backend>(&self, summary: &RunSummary<B>) -> Result<(), RunError> {
+        let bytes = summary.deployed.to_safetensors()?;
+        Ok(results::write_atomic(&self.path("model.safetensors"), &bytes)?)
+    }
+
+    fn write_clients(&self, measured: &[(ClientId, Metrics)]) -> Result<(), RunError> {
+        let infos = self.run.clients().clients();
+        let rows = measured.iter().map(|(client, metrics)| ClientRow {
+            client: client.0,
+            num_examples: infos.binary_search_by_key(client, |c| c.id).map_or(0, |i| infos[i].num_examples),
+            accuracy: metrics.get(Metrics::ACCURACY),
+            loss: metrics.get(Metrics::LOSS),
+        });
+        Ok(results::write_csv(&self.path("clients.csv"), &rows.collect::<Vec<_>>())?)
+    }
+
+    fn baselines<B: Backend, F: ModelFamily<B>>(&self, baseline: &Baseline<B, F>, workers: usize) -> Result<Baselines, RunError> {
+        let wanted = &self.run.experiment().config().baselines;
+        let progress = &self.options.progress;
+        let workers = match workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+            n => n,
+        };
+        let centralised = match wanted.centralised_epochs {
+            Some(epochs) => {
+                let pooled = self.run.pooled().map_err(|reason| RunError::Assembly { reason })?;
+                let bar = progress.bar("centralised", epochs as u64);
+                Some(baseline.centralised(&pooled, epochs, |_| bar.inc(1))?)
+            }
+            None => None,
+        };
+        let local_only = match wanted.local_only_epochs {
+            Some(epochs) => {
+                let clients = self.run.clients();
+                let bar = progress.bar("clients alone", clients.clients().iter().filter(|c| c.num_examples > 0).count() as u64);
+                Some(baseline.local_only(&**clients, epochs, workers, || bar.inc(1))?)
+            }
+            None => None,
+        };
+        Ok(Baselines { centralised, local_only })
+    }
+
+    fn info<B: Backend>(&self, device: &B::Device) -> RunInfo {
+        RunInfo {
+            revision: revision(),
+            fedburn_version: env!("CARGO_PKG_VERSION").to_owned(),
+            burn_version: BURN_VERSION.to_owned(),
+            rustc_version: env!("FEDBURN_RUSTC_VERSION").to_owned(),
+            backend: self.options.backend.to_string(),
+            device: format!("{} {device:?}", B::name(device)),
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            started: now(),
+            ended: None,
+            status: RunStatus::Running {},
+            rounds: self.run.experiment().config().server.rounds,
+            config_hash: self.hash.clone(),
+            command: self.options.command.clone(),
+        }
+    }
+}
+
+/// The pinned version of burn; a test compares it with the workspace's.
+const BURN_VERSION: &str = "0.21.0";
+
+/// Ends the run after the current round once the user has asked for it.
+struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    fn reason() -> StopReason {
+        StopReason("interrupted".to_owned())
+    }
+}
+
+impl Observer for Interrupt {
+    fn on_event(&mut self, _: &Event) -> ControlFlow<StopReason> {
+        match self.0.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(Self::reason()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+}
+
+fn measured_clients(clients: &[ClientInfo]) -> Vec<ClientId> {
+    let with_data: Vec<_> = clients.iter().filter(|c| c.num_examples > 0).map(|c| c.id).collect();
+    let count = with_data.len().min(MEASURED_CLIENTS);
+    (0..count).map(|i| with_data[i * with_data.len() / count]).collect()
+}
+
+fn revision() -> Option<String> {
+    let output = std::process::Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn causes(error: &RunError) -> Vec<String> {
+    let mut causes = vec![error.to_string()];
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Most errors already tell their source's words.
+        if !causes.iter().any(|c| c.contains(&text)) {
+            causes.push(text);
+        }
+        source = cause.source();
+    }
+    causes
+}
+
+/// The folder of an experiment's results.
+pub fn results_dir(out: &Path, suite: &str, name: &str) -> PathBuf {
+    out.join(suite).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_burn_version_is_the_pinned_one() {
+        let workspace = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml")).unwrap();
+        assert!(workspace.contains(&format!("burn = {{ version = \"={BURN_VERSION}\"")));
+    }
+
+    #[test]
+    fn measured_clients_are_all_or_evenly_spaced() {
+        let clients = |n| (0..n).map(|k| ClientInfo { id: ClientId(k), num_examples: k % 2 }).collect::<Vec<_>>();
+        assert_eq!(measured_clients(&clients(5)), [ClientId(1), ClientId(3)]);
+        let many = measured_clients(&clients(10_000));
+        assert_eq!((many.len(), many[0], many[1]), (1000, ClientId(1), ClientId(11)));
+        assert!(measured_clients(&[]).is_empty());
+    }
+}
