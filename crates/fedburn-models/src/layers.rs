@@ -40,3 +40,43 @@ pub fn conv2d<B: Kernels>(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
 pub fn max_pool2d<B: Kernels>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     fedburn_ops::max_pool2d(x, [2, 2], [2, 2], [0, 0])
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::conv::Conv2dConfig;
+    use burn_flex::{Flex, FlexDevice};
+    use fedburn_core::Seed;
+
+    use super::*;
+    use crate::{InitScheme, seeded};
+
+    #[test]
+    fn every_kind_of_padding_is_burns() {
+        let paddings = [
+            PaddingConfig2d::Valid,
+            PaddingConfig2d::Same,
+            PaddingConfig2d::Explicit(2, 1, 2, 1),
+            PaddingConfig2d::Explicit(0, 1, 2, 3),
+        ];
+        let x = Tensor::<Flex, 1, burn::tensor::Int>::arange(0..140, &FlexDevice).float().reshape([1, 2, 7, 10]);
+        for padding in paddings {
+            for (kernel, stride, dilation) in
+                [([3, 2], [1, 1], [1, 1]), ([3, 3], [1, 1], [2, 1]), ([1, 3], [2, 3], [1, 1])]
+            {
+                // burn forgets dilation when it keeps the size; here the size is kept.
+                if padding == PaddingConfig2d::Same && dilation != [1, 1] {
+                    continue;
+                }
+                let config = Conv2dConfig::new([2, 3], kernel)
+                    .with_stride(stride)
+                    .with_dilation(dilation)
+                    .with_padding(padding.clone());
+                let layer = seeded(config.init::<Flex>(&FlexDevice), Seed::new(1), InitScheme::PyTorch);
+                let (found, expected) = (conv2d(&layer, x.clone()), layer.forward(x.clone()));
+                assert_eq!(found.dims(), expected.dims(), "{config}");
+                let difference = (found - expected).abs().max().into_scalar();
+                assert!(difference < 1e-3, "{config}: {difference}");
+            }
+        }
+    }
+}

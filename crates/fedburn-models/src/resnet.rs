@@ -71,7 +71,7 @@ pub struct ResNetFamily {
 
 impl ResNetFamily {
     /// ResNet-8, 20, 32 or 56 for inputs `[channels, height, width]`: three stages of 16, 32 and 64 channels, the first
-    /// paper's section 4.2. Sides of at least 4, so that the last stage still sees neighbours' traces.
+    /// paper's section 4.2. Sides of at least 4, since the last stage sees a quarter of them.
     ///
     /// # Errors
     /// [`ModelError`] for another depth, groups that do not divide the channels, a side shorter than 4, or a size that is

@@ -40,7 +40,7 @@ fn batch<B: Backend>(zoo: &Zoo, [c, h, w]: [usize; 3], device: &B::Device) -> (T
     let batch = 6;
     let value = |i: usize| match zoo {
         Zoo::CharLstm(_) => (i * 7 % 11 % CLASSES) as f32,
-        _ => ((i * 37 % 101) as f32 / 50.0 - 1.0) * if i % 3 == 0 { -1.0 } else { 1.0 },
+        _ => ((i * 37 % 101) as f32 / 50.0 - 1.0) * if i.is_multiple_of(3) { -1.0 } else { 1.0 },
     };
     let inputs: Vec<f32> = (0..batch * c * h * w).map(value).collect();
     let labels: Vec<i32> = (0..batch).map(|i| (i % CLASSES) as i32).collect();
