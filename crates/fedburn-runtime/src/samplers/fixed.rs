@@ -21,7 +21,7 @@ impl Fixed {
         if clients.is_empty() {
             return Err(SamplerError::NoClients);
         }
-        if let Some(pair) = clients.array_windows().find(|[a, b]| a == b) {
+        if let Some(pair) = clients.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(SamplerError::Repeated { client: pair[0] });
         }
         let is_known = |client: &ClientId| population.binary_search_by_key(client, |known| known.id).is_ok();
