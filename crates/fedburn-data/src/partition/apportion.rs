@@ -13,7 +13,7 @@ use crate::PartitionError;
 ///
 /// For `alpha < 1` a gamma variate is one of `alpha + 1` times `U^(1 / alpha)` (Marsaglia and Tsang, ACM TOMS 26(3),
 /// 2000), and `-ln U` is exponential. An alpha above 10^12 is drawn as 10^12, whose shares are equal to six digits.
-pub(super) fn dirichlet(alpha: f64, len: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
+pub(crate) fn dirichlet(alpha: f64, len: usize, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let alpha = alpha.min(1e12);
     let shape = if alpha < 1.0 { alpha + 1.0 } else { alpha };
     let gamma = Gamma::new(shape, 1.0).expect("the shape is between 1 and 10^12");

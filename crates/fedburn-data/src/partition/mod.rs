@@ -12,6 +12,7 @@ mod pools;
 mod quantity_skew;
 mod shards;
 
+pub(crate) use apportion::dirichlet as dirichlet_shares;
 pub use config::PartitionConfig;
 pub use dirichlet::Dirichlet;
 pub use feature_shift::{FeatureShift, Shift};

@@ -1,0 +1,19 @@
+//! Data sets by name, and readers of the formats they come in. The only files of the crate that read files.
+
+pub mod cifar;
+mod config;
+mod csv;
+mod digits;
+pub mod idx;
+pub mod leaf;
+mod safetensors;
+mod source;
+mod synthetic;
+mod table;
+
+pub use config::{Dataset, DatasetConfig, EmnistSplit, Normalisation, load};
+pub use csv::csv;
+pub use digits::digits;
+pub use safetensors::safetensors;
+pub use synthetic::{Synthetic, SyntheticConfig};
+pub use table::Table;
