@@ -17,10 +17,10 @@ impl Kernels for burn_ndarray::NdArray<f32> {}
 impl Kernels for burn_ndarray::NdArray<f64> {}
 
 #[cfg(feature = "cuda")]
-impl<F, I> Kernels for burn_cuda::Cuda<F, I> where Self: burn::tensor::backend::Backend {}
+impl Kernels for burn_cuda::Cuda {}
 
 #[cfg(feature = "wgpu")]
-impl<F, I, T> Kernels for burn_wgpu::Wgpu<F, I, T> where Self: burn::tensor::backend::Backend {}
+impl Kernels for burn_wgpu::Wgpu {}
 
 #[cfg(feature = "tch")]
-impl<E> Kernels for burn_tch::LibTorch<E> where Self: burn::tensor::backend::Backend {}
+impl Kernels for burn_tch::LibTorch {}
