@@ -16,12 +16,12 @@ pub fn run(fast: bool) -> Result<ExitCode, String> {
     let count = steps.len();
     let mut done = Vec::with_capacity(count);
     for (number, step) in (1..).zip(steps) {
-        match step.run(number, count) {
-            Ok(step) => done.push(step),
-            Err(message) => {
-                eprintln!("\n{}", step::summary(&done));
-                return Err(message);
-            }
+        let mut step = step.run(number, count)?;
+        let failure = step.failure.take();
+        done.push(step);
+        if let Some(failure) = failure {
+            println!("\n{}", step::summary(&done));
+            return Err(failure);
         }
     }
     println!("\n{}", step::summary(&done));

@@ -31,6 +31,8 @@ pub struct Done {
     pub skipped: bool,
     pub tally: Option<Tally>,
     pub summaries: Vec<String>,
+    /// Where the work failed: the step, and the command that repeats it.
+    pub failure: Option<String>,
 }
 
 impl Step {
@@ -49,11 +51,12 @@ impl Step {
     /// Does the work, the `number`-th of `count`.
     ///
     /// # Errors
-    /// A message that names the step and the command to repeat it, where the work failed.
+    /// Where the work could not be begun; work that fails is told by [`Done::failure`].
     pub fn run(self, number: usize, count: usize) -> Result<Done, String> {
         let Self { name, work } = self;
         let start = Instant::now();
-        let mut done = Done { name, time: Duration::ZERO, skipped: false, tally: None, summaries: Vec::new() };
+        let mut done =
+            Done { name, time: Duration::ZERO, skipped: false, tally: None, summaries: Vec::new(), failure: None };
         let heading = format!("[{number}/{count}] {}", done.name);
         let (success, call) = match work {
             Work::Skip(reason) => {
@@ -74,16 +77,16 @@ impl Step {
             }
         };
         done.time = start.elapsed();
+        let time = shown(done.time);
         if success {
-            eprintln!("{heading}: done in {}", shown(done.time));
-            return Ok(done);
+            eprintln!("{heading}: done in {time}");
+        } else {
+            let (name, call) = (&done.name, call.shown());
+            let failure =
+                format!("step {number} of {count}, `{name}`, failed after {time}; repeat it with:\n\n    {call}\n");
+            done.failure = Some(failure);
         }
-        let after = shown(done.time);
-        Err(format!(
-            "step {number} of {count}, `{}`, failed after {after}; repeat it with:\n\n    {}\n",
-            done.name,
-            call.shown()
-        ))
+        Ok(done)
     }
 }
 
@@ -164,9 +167,8 @@ mod tests {
 
     #[test]
     fn a_failing_step_says_how_to_repeat_it() {
-        let Err(message) = Step::call("impossible", Cargo::line("no-such-subcommand")).run(2, 7) else {
-            panic!("the step succeeded")
-        };
+        let done = Step::call("impossible", Cargo::line("no-such-subcommand")).run(2, 7).unwrap();
+        let message = done.failure.unwrap();
         assert!(message.contains("step 2 of 7, `impossible`"), "{message}");
         assert!(message.contains("cargo no-such-subcommand"), "{message}");
     }
@@ -179,6 +181,7 @@ mod tests {
             skipped: false,
             tally,
             summaries: vec![],
+            failure: None,
         };
         let tests = Tally { passed: 2, failed: 0, skipped: 1 };
         let text = summary(&[done("format", None), done("tests", Some(tests)), done("doctests", Some(tests))]);
