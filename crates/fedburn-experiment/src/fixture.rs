@@ -2,6 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use fedburn::core::ClassId;
+use fedburn::data::PartitionStatistics;
+use fedburn::data::partition::Partition;
+
 use crate::results::{
     BaselinePoint, Baselines, ClientRow, ExperimentResults, LocalOnly, RoundRow, RunInfo, RunStatus, SeedResults,
     write_csv, write_json,
@@ -69,6 +73,14 @@ pub(crate) fn clients(accuracy: impl IntoIterator<Item = f64>) -> Vec<ClientRow>
         loss: Some(1.0 - accuracy),
     };
     (0..).zip(accuracy).map(row).collect()
+}
+
+/// Ten classes of a hundred examples each, dealt unevenly to clients.
+pub(crate) fn partition(clients: usize) -> PartitionStatistics {
+    let labels: Vec<ClassId> = (0..1_000).map(|example| ClassId(example / 100)).collect();
+    let mut lists = vec![Vec::new(); clients];
+    (0..1_000).for_each(|example| lists[(example / 37 + example * example / 5_000) % clients].push(example));
+    PartitionStatistics::new(&Partition::new(lists, labels.len()).unwrap(), &labels, 10).unwrap()
 }
 
 /// Writes what a run would.

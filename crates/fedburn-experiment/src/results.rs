@@ -349,7 +349,7 @@ impl SeedResults {
         found.config = noted(problems, optional(dir, "config.toml", |bytes| Ok(String::from_utf8(bytes)?)));
         found.run = noted(problems, read_json(dir, "run.json"));
         found.baselines = noted(problems, read_json(dir, "baselines.json"));
-        found.partition = noted(problems, read_json(dir, "partition.json"));
+        found.partition = noted(problems, read_json(dir, "partition.json").and_then(rectangular));
         found.summary = noted(problems, read_json(dir, "summary.json"));
         found.clients = read_csv(dir, "clients.csv", problems);
         found.incidents = read_incidents(dir, problems);
@@ -533,6 +533,17 @@ fn read_json<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, S
     optional(dir, name, |bytes| Ok(serde_json::from_slice(&bytes)?))
 }
 
+/// Pictures need as many class counts of every client as there are classes.
+fn rectangular(found: Option<PartitionStatistics>) -> Result<Option<PartitionStatistics>, String> {
+    let fits = |found: &PartitionStatistics| {
+        found.clients.iter().all(|client| client.class_counts.len() == found.class_counts.len())
+    };
+    if found.as_ref().is_none_or(fits) {
+        return Ok(found);
+    }
+    Err("partition.json: clients have different numbers of classes".into())
+}
+
 /// The rows up to the first damaged one: a killed run may leave half a line at the end.
 fn read_csv<R: DeserializeOwned>(dir: &Path, name: &str, problems: &mut Vec<String>) -> Vec<R> {
     let Some(bytes) = noted(problems, optional(dir, name, Ok)) else { return Vec::new() };
@@ -622,6 +633,7 @@ mod tests {
         let mut run = fixture::finished(&[Some(0.25), None, Some(0.75)]);
         run.baselines = Some(fixture::baselines(0.8, &[0.4, 0.6]));
         run.clients = fixture::clients([0.5, 1.0]);
+        run.partition = Some(fixture::partition(20));
         run.summary = Some(Summary::of_rounds("00", 4, &run.rounds));
         run
     }
@@ -635,6 +647,7 @@ mod tests {
         assert_eq!(read.problems, Vec::<String>::new());
         assert_eq!((read.run, read.rounds, read.clients), (run.run, run.rounds, run.clients));
         assert_eq!((read.baselines, read.summary, read.config), (run.baselines, run.summary, run.config));
+        assert_eq!(read.partition, run.partition);
     }
 
     #[test]
@@ -658,12 +671,15 @@ mod tests {
         fixture::write(&sample(), dir.path());
         fs::write(dir.path().join("baselines.json"), "{\"centralised\": [").unwrap();
         fs::write(dir.path().join("run.json"), [0xff, 0xfe]).unwrap();
+        let mut split = fixture::partition(3);
+        split.clients[1].class_counts.pop();
+        write_json(&dir.path().join("partition.json"), &split).unwrap();
         fs::write(dir.path().join("events.jsonl"), "{\"event\":\"client_failed\"}\n").unwrap();
         let rounds = fs::read_to_string(dir.path().join("rounds.csv")).unwrap();
         fs::write(dir.path().join("rounds.csv"), &rounds[..rounds.len() - 20]).unwrap();
         let read = SeedResults::load(4, dir.path());
         let names: Vec<_> = read.problems.iter().map(|problem| problem.split(':').next().unwrap()).collect();
-        assert_eq!(names, ["run.json", "baselines.json", "events.jsonl", "rounds.csv"]);
+        assert_eq!(names, ["run.json", "baselines.json", "partition.json", "events.jsonl", "rounds.csv"]);
         assert_eq!(read.rounds.len(), 2, "the rows before the damage stay");
         assert_eq!(read.status(), SeedStatus::Partial { round: 2, rounds: None });
     }

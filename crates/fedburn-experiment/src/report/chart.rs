@@ -46,7 +46,8 @@ pub(super) enum Mark {
     Line(Vec<(f64, f64)>),
     /// A thin pale line behind the others.
     Faint(Vec<(f64, f64)>),
-    Dots(Vec<(f64, f64)>),
+    /// A dashed line.
+    Dashes(Vec<(f64, f64)>),
     /// `(x, low, high)`.
     Band(Vec<(f64, f64, f64)>),
     /// A dashed horizontal.
@@ -78,18 +79,19 @@ impl Chart<'_> {
         Some(svg + "\">" + body)
     }
 
-    fn draw(&self, svg: &mut String, size: (u32, u32), x: (f64, f64), y: (f64, f64)) -> DrawResult {
+    fn draw<'a>(&self, svg: &'a mut String, size: (u32, u32), x: (f64, f64), y: (f64, f64)) -> DrawResult<'a> {
         let root = SVGBackend::with_string(svg, size).into_drawing_area();
         root.fill(&WHITE)?;
-        let has_legend = self.series.iter().any(|series| series.label.is_some());
-        let (legend, plot) = root.split_vertically(if has_legend { FINE * 26 } else { 0 });
-        self.draw_legend(&legend)?;
+        let entries = self.legend(size.0 as i32);
+        let rows = entries.last().map_or(0, |(_, _, (_, y))| y / px(20) + 1);
+        let (legend, plot) = root.split_vertically(px(20) * rows + px(4));
+        draw_legend(&legend, &entries)?;
         let mut chart = ChartBuilder::on(&plot)
             .margin_top(px(8))
             .margin_right(px(18))
             .margin_bottom(px(4))
             .x_label_area_size(px(42))
-            .y_label_area_size(px(58))
+            .y_label_area_size(px(LEFT))
             .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
         let text = |size: i32, colour: &RGBColor| ("sans-serif", px(size)).into_font().color(colour);
         chart
@@ -124,8 +126,9 @@ impl Chart<'_> {
                 Mark::Faint(points) => {
                     chart.draw_series(LineSeries::new(finite(points), colour.mix(0.55).stroke_width(FINE)))?;
                 }
-                Mark::Dots(points) => {
-                    chart.draw_series(finite(points).map(|at| Circle::new(at, px(5) / 2, colour.mix(0.8).filled())))?;
+                Mark::Dashes(points) => {
+                    let points: Vec<_> = finite(points).collect();
+                    chart.draw_series(DashedLineSeries::new(points, px(6), px(4), stroke))?;
                 }
                 Mark::Band(points) => {
                     let points = points.iter().filter(|(x, low, high)| (x + low + high).is_finite());
@@ -142,29 +145,20 @@ impl Chart<'_> {
         root.present()
     }
 
-    fn draw_legend<'b>(&self, area: &DrawingArea<SVGBackend<'b>, plotters::coord::Shift>) -> DrawResult<'b> {
-        let font = ("sans-serif", px(15)).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
-        let (mut x, y) = (px(58), px(15));
-        for Series { label, colour, mark } in &self.series {
-            let Some(label) = label else { continue };
-            let stroke = colour.stroke_width(FINE * 2);
-            match mark {
-                Mark::Line(_) => area.draw(&PathElement::new([(x, y), (x + px(18), y)], stroke))?,
-                Mark::Faint(_) => area.draw(&PathElement::new([(x, y), (x + px(18), y)], colour.mix(0.55)))?,
-                Mark::Dots(_) => area.draw(&Circle::new((x + px(9), y), px(3), colour.filled()))?,
-                Mark::Level(_) => {
-                    area.draw(&PathElement::new([(x, y), (x + px(7), y)], stroke))?;
-                    area.draw(&PathElement::new([(x + px(11), y), (x + px(18), y)], stroke))?;
-                }
-                Mark::Band(_) => {
-                    let corners = [(x, y - px(5)), (x + px(18), y + px(5))];
-                    area.draw(&Rectangle::new(corners, colour.mix(0.25).filled()))?;
-                }
+    /// The labelled series, their labels and where each entry begins, broken into rows that fit `width`.
+    fn legend(&self, width: i32) -> Vec<(&Series, &str, (i32, i32))> {
+        let (mut x, mut y) = (px(LEFT), px(12));
+        let mut entries = Vec::new();
+        for (series, label) in self.series.iter().filter_map(|series| Some((series, series.label.as_deref()?))) {
+            // Sans-serif letters of this size are a little over six pixels wide.
+            let length = px(24) + px(19) / 3 * label.chars().count() as i32;
+            if x + length > width && x > px(LEFT) {
+                (x, y) = (px(LEFT), y + px(20));
             }
-            area.draw_text(label, &font, (x + px(24), y))?;
-            x += px(24 + 20) + px(13) / 2 * label.chars().count() as i32;
+            entries.push((series, label, (x, y)));
+            x += length + px(18);
         }
-        Ok(())
+        entries
     }
 }
 
@@ -182,7 +176,7 @@ impl Scale {
         Some(match self {
             Self::Count if high > low => (low, high),
             Self::Count => (low - 1.0, high + 1.0),
-            Self::Share => ((low - air).max(0.0), (high + air).min(1.0)),
+            Self::Share => ((low - air).clamp(0.0, 0.99), (high + air).clamp(0.01, 1.0)),
             Self::Amount => (0.0, if high > 0.0 { 1.08 * high } else { 1.0 }),
             Self::Number => (low - air, high + air),
         })
@@ -191,7 +185,8 @@ impl Scale {
     /// A number beside a tick, with as many digits as ticks of this range need; nothing between whole numbers.
     fn tick(self, value: f64, (low, high): (f64, f64)) -> String {
         let value = if value.abs() < 1e-9 * (high - low) { 0.0 } else { value };
-        let digits = |length: f64| (1.0 - (length / 2.0).log10()).floor().clamp(0.0, 6.0) as usize;
+        // About five ticks, each a whole multiple of a power of ten.
+        let digits = |length: f64| (length / 5.0).log10().floor().min(0.0).abs().min(6.0) as usize;
         match self {
             Self::Count if value.fract().abs() > 1e-9 => String::new(),
             Self::Count => format!("{value:.0}"),
@@ -204,7 +199,7 @@ impl Scale {
 impl Mark {
     fn xs(&self) -> Vec<f64> {
         match self {
-            Self::Line(points) | Self::Faint(points) | Self::Dots(points) => points.iter().map(|point| point.0).collect(),
+            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => points.iter().map(|point| point.0).collect(),
             Self::Band(points) => points.iter().map(|point| point.0).collect(),
             Self::Level(_) => Vec::new(),
         }
@@ -212,7 +207,7 @@ impl Mark {
 
     fn ys(&self) -> Vec<f64> {
         match self {
-            Self::Line(points) | Self::Faint(points) | Self::Dots(points) => points.iter().map(|point| point.1).collect(),
+            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => points.iter().map(|point| point.1).collect(),
             Self::Band(points) => points.iter().flat_map(|&(_, low, high)| [low, high]).collect(),
             Self::Level(level) => vec![*level],
         }
@@ -223,18 +218,45 @@ impl Mark {
             Self::Band(_) => 0,
             Self::Faint(_) => 1,
             Self::Level(_) => 2,
-            Self::Line(_) | Self::Dots(_) => 3,
+            Self::Line(_) => 3,
+            Self::Dashes(_) => 4,
         }
     }
 }
 
+type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type DrawResult<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
 
 /// The drawing library places everything on whole pixels; a drawing four times as large places it on quarters.
 const FINE: u32 = 4;
+/// Pixels left of the plot.
+const LEFT: i32 = 58;
 const INK: RGBColor = RGBColor(0x1B, 0x1F, 0x24);
 const MUTED: RGBColor = RGBColor(0x57, 0x60, 0x6A);
 const GRID: RGBColor = RGBColor(0xE3, 0xE6, 0xEA);
+
+fn draw_legend<'a>(area: &Area<'a>, entries: &[(&Series, &str, (i32, i32))]) -> DrawResult<'a> {
+    let font = ("sans-serif", px(15)).into_font().color(&INK).pos(Pos::new(HPos::Left, VPos::Center));
+    for &(Series { colour, mark, .. }, label, (x, y)) in entries {
+        let stroke = colour.stroke_width(FINE * 2);
+        match mark {
+            Mark::Line(_) => area.draw(&PathElement::new([(x, y), (x + px(18), y)], stroke))?,
+            Mark::Faint(_) => {
+                area.draw(&PathElement::new([(x, y), (x + px(18), y)], colour.mix(0.55).stroke_width(FINE)))?;
+            }
+            Mark::Dashes(_) | Mark::Level(_) => {
+                area.draw(&PathElement::new([(x, y), (x + px(7), y)], stroke))?;
+                area.draw(&PathElement::new([(x + px(11), y), (x + px(18), y)], stroke))?;
+            }
+            Mark::Band(_) => {
+                let corners = [(x, y - px(5)), (x + px(18), y + px(5))];
+                area.draw(&Rectangle::new(corners, colour.mix(0.25).filled()))?;
+            }
+        }
+        area.draw_text(label, &font, (x + px(24), y))?;
+    }
+    Ok(())
+}
 
 fn px(pixels: i32) -> i32 {
     pixels * FINE as i32

@@ -40,13 +40,14 @@ pub(super) fn loss(results: &ExperimentResults) -> Chart<'static> {
 
 /// MiB sent and received by the server in each round, mean over seeds.
 pub(super) fn traffic(results: &ExperimentResults) -> Chart<'static> {
-    let direction = |metric, label: &str, colour| {
+    let mebibytes = |metric| {
         let points = trained_rounds(results, metric);
-        let points = points.map(|(round, bytes)| (round as f64, bytes.mean / f64::from(1 << 20)));
-        line(label, colour, points.collect())
+        points.map(|(round, bytes)| (round as f64, bytes.mean / f64::from(1 << 20))).collect()
     };
-    let series =
-        vec![direction(Metric::BytesDown, "to clients", 0), direction(Metric::BytesUp, "from clients", 1)];
+    // The two are often equal: dashes let the line below show.
+    let up = Mark::Dashes(mebibytes(Metric::BytesUp));
+    let up = Series { label: Some("from clients".into()), colour: PALETTE[1], mark: up };
+    let series = vec![line("to clients", 0, mebibytes(Metric::BytesDown)), up];
     rounds_chart("traffic per round, MiB", Scale::Amount, series)
 }
 

@@ -1,5 +1,6 @@
 //! Results worth keeping, as Markdown: `docs/results/<suite>.md`.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use super::curves;
@@ -44,8 +45,7 @@ pub fn markdown(experiments: &[ExperimentResults]) -> String {
                 escaped(&info.os),
                 utc(info.started),
             );
-            let mut commands: Vec<_> = infos.iter().map(|info| info.command.replace("```", "")).collect();
-            commands.dedup();
+            let commands: BTreeSet<_> = infos.iter().map(|info| info.command.replace("```", "")).collect();
             commands.iter().for_each(|command| page += &format!("{command}\n"));
             page += "```\n";
         }

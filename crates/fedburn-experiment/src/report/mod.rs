@@ -2,6 +2,7 @@
 
 mod chart;
 mod curves;
+mod headline;
 mod markdown;
 mod page;
 mod partition;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::Verdict;
 use crate::results::{ExperimentResults, ResultsError, write_atomic};
 
+pub use headline::headline;
 pub use markdown::markdown;
 pub use page::html;
 

@@ -1,5 +1,7 @@
 //! The page: `report.html`.
 
+use std::collections::BTreeSet;
+
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::Chart;
@@ -99,10 +101,9 @@ fn result(results: &ExperimentResults) -> Markup {
             h2 { "Result" }
             div class="wide" { table {
                 thead { tr {
-                    th { "seed" } th { "status" } th { "rounds" } th { "final accuracy" } th { "best accuracy" } th { "final loss" }
+                    th { "seed" } th class="text" { "status" } th { "rounds" } th { "final accuracy" } th { "best accuracy (round)" } th { "final loss" }
                     @if centralised { th { "centralised" } }
-                    @if alone { th { "clients alone, mean (range)" } }
-                    th { "traffic" } th { "time" }
+                    @if alone { th { "clients alone: mean (range)" } }
                 } }
                 tbody {
                     @for (run, figures) in &figures { (seed_row(run, figures, centralised, alone)) }
@@ -113,8 +114,6 @@ fn result(results: &ExperimentResults) -> Markup {
                         td { (over(|s| Some(s.final_loss?.value), loss)) }
                         @if centralised { td { (over(|s| s.baselines.centralised, percent)) } }
                         @if alone { td { (over(|s| s.baselines.local_only_mean, percent)) } }
-                        td { (over(|s| Some((s.bytes_down + s.bytes_up) as f64), mebibytes)) }
-                        td { (over(|s| Some(s.seconds), |s| format!("{s:.1} s"))) }
                     } }
                 }
             } }
@@ -137,15 +136,13 @@ fn seed_row(run: &SeedResults, figures: &Summary, centralised: bool, alone: bool
     markup! {
         tr {
             td { (run.seed) }
-            td class=[(status != SeedStatus::Finished).then_some("bad")] { (short) }
+            td class=(if status == SeedStatus::Finished { "text" } else { "text bad" }) { (short) }
             td { (figures.rounds) }
             td { (dash(figures.final_accuracy.map(|m| percent(m.value)))) }
-            td { (dash(figures.best_accuracy.map(|m| format!("{} (round {})", percent(m.value), m.round)))) }
+            td { (dash(figures.best_accuracy.map(|m| format!("{} ({})", percent(m.value), m.round)))) }
             td { (dash(figures.final_loss.map(|m| loss(m.value)))) }
             @if centralised { td { (dash(baselines.centralised.map(percent))) } }
             @if alone { td { (dash(range())) } }
-            td { (mebibytes((figures.bytes_down + figures.bytes_up) as f64)) }
-            td { (seconds(figures.seconds)) }
         }
     }
 }
@@ -216,9 +213,17 @@ fn clients(results: &ExperimentResults) -> Markup {
 }
 
 fn cost(results: &ExperimentResults) -> Markup {
+    let over = |of: fn(&Summary) -> f64| results.spread(|run| Some(of(&run.figures())));
+    let traffic = over(|figures| (figures.bytes_down + figures.bytes_up) as f64);
+    let time = over(|figures| figures.seconds);
+    let round = results.spread(|run| run.figures().seconds_per_round);
     markup! {
         section id="cost" {
             h2 { "Traffic and time" }
+            @if let (Some(traffic), Some(time), Some(round)) = (traffic, time, round) { p {
+                "A run moved " (mean_sd(&traffic, mebibytes)) " in all and trained for " (seconds(time.mean))
+                ", " (seconds(round.mean)) " in the median round; mean over seeds."
+            } }
             div class="pair" {
                 (figure(&curves::traffic(results), "No round is finished yet.", "Bytes between the server and all clients of a round."))
                 (figure(&curves::seconds(results), "No round is finished yet.", "Wall-clock seconds from the choice of the cohort to the new model."))
@@ -258,8 +263,7 @@ fn failures(results: &ExperimentResults) -> Markup {
 }
 
 fn repetition(results: &ExperimentResults) -> Markup {
-    let mut commands: Vec<&str> = results.seeds.iter().filter_map(|run| Some(run.run.as_ref()?.command.as_str())).collect();
-    commands.dedup();
+    let commands: BTreeSet<_> = results.seeds.iter().filter_map(|run| Some(&run.run.as_ref()?.command)).collect();
     markup! {
         section id="repeat" {
             h2 { "How to repeat it" }
@@ -335,7 +339,7 @@ mod tests {
     use super::*;
     use crate::check::check;
     use crate::config::ExpectConfig;
-    use crate::fixture::{baselines, clients, experiment, finished, interrupt};
+    use crate::fixture::{baselines, clients, experiment, finished, interrupt, partition as partition_of};
     use crate::results::RunStatus;
 
     const SECTIONS: [&str; 8] =
@@ -369,6 +373,7 @@ mod tests {
         let mut run = finished(&[Some(0.2), Some(0.6), None, Some(last)]);
         run.baselines = Some(baselines(0.95, &[0.3, 0.5, 0.7]));
         run.clients = clients([0.9, 0.4, 1.0]);
+        run.partition = Some(partition_of(3));
         run
     }
 
@@ -380,13 +385,14 @@ mod tests {
         assert!(one.contains("50.00 % (30.00–70.00)"));
         let five = page(&experiment("s/n", [0.8, 0.82, 0.84, 0.86, 0.88].map(run).to_vec()), &[]);
         assert!(five.contains("84.00 ± 3.16 %") && five.contains("range of 5 seeds"));
-        assert!(five.contains("seed 4"));
+        assert!(five.contains("seed 4") && five.contains("<td>0, 1, 2, 3, 4</td>"), "the split that all share is one row");
     }
 
     #[test]
     fn without_baselines_clients_or_measurements_it_says_so() {
         let bare = page(&experiment("s/n", vec![finished(&[None, None])]), &[]);
         assert!(bare.contains("No accuracy was measured yet.") && bare.contains("Clients did not measure"));
+        assert!(bare.contains("The partition's figures were not written."));
         assert!(!bare.contains("centralised</th>") && !bare.contains("<tr class=\"total\">"));
         page(&experiment("s/n", vec![finished(&[])]), &[]);
         page(&experiment("s/n", vec![SeedResults::default()]), &[]);
