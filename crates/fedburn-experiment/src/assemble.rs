@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{ClientSampler, Purpose, Seed, Strategy};
-use fedburn::data::{ClientData, Dataset, Partition, PartitionStatistics};
+use fedburn::data::datasets::{self, Dataset};
+use fedburn::data::partition::Partition;
+use fedburn::data::{ClientData, PartitionStatistics};
 use fedburn::models::Zoo;
 use fedburn::runtime::{Availability, ReachableOnly};
 use fedburn::train::{ClientDataSource, ClientList, LocalData, LocalTraining};
@@ -29,6 +31,7 @@ pub struct Run {
     experiment: Experiment,
     seed: u64,
     partition: Partition,
+    statistics: PartitionStatistics,
     clients: Arc<ClientList>,
 }
 
@@ -43,7 +46,7 @@ impl Experiment {
         config.server.check().map_err(|e| refuse("server", e.to_string()))?;
         let training = config.client.clone().build().map_err(|e| refuse("client", e.to_string()))?;
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
-        let dataset = config.data.load(data_root).map_err(|e| refuse("data", e.to_string()))?;
+        let dataset = datasets::load(&config.data, data_root).map_err(|e| refuse("data", e.to_string()))?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
         Ok(Self { path: path.to_owned(), config, dataset: Arc::new(dataset), zoo, training, availability })
@@ -88,7 +91,9 @@ impl Experiment {
                 LocalData { train, held_out: Some(held_out) }
             }
         });
-        let run = Run { experiment: self.clone(), seed, partition, clients: Arc::new(ClientList::new(local)) };
+        let clients = Arc::new(ClientList::new(local));
+        let statistics = PartitionStatistics::new(&partition, train.labels(), train.num_classes()).map_err(|e| refuse("partition", e.to_string()))?;
+        let run = Run { experiment: self.clone(), seed, partition, statistics, clients };
         run.sampler().map_err(|e| refuse("sampler", e))?;
         Ok(run)
     }
@@ -125,9 +130,8 @@ impl Run {
     }
 
     /// How different the clients' data are.
-    pub fn statistics(&self) -> PartitionStatistics {
-        let train = &self.experiment.dataset.train;
-        PartitionStatistics::new(&self.partition, train.labels(), train.num_classes())
+    pub fn statistics(&self) -> &PartitionStatistics {
+        &self.statistics
     }
 
     /// The clients' examples.

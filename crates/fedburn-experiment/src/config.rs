@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use fedburn::data::{DatasetConfig, PartitionConfig};
+use fedburn::data::datasets::DatasetConfig;
+use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
 use fedburn::runtime::{AvailabilityConfig, SamplerConfig, ServerConfig};
 use fedburn::strategies::StrategyConfig;

@@ -207,8 +207,7 @@ impl Job<'_> {
         let (run, experiment) = (self.run, self.run.experiment());
         let (config, progress) = (experiment.config(), &self.options.progress);
         results::write_atomic(&self.path("config.toml"), config.resolved(run.seed()).as_bytes())?;
-        let statistics = run.statistics();
-        results::write_json(&self.path("partition.json"), &statistics)?;
+        results::write_json(&self.path("partition.json"), run.statistics())?;
 
         let family = experiment.zoo().clone();
         let initial = flatten(&ModelFamily::<B>::init(&family, run.seeds().purpose(Purpose::Initialisation), &device))?;

@@ -2,8 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::Metric;
 use crate::assemble::{Experiment, Run};
 use crate::config::{ConfigError, ExperimentConfig};
+use crate::format::mean_sd;
+use crate::results::{ExperimentResults, Measured, ResultsError, Summary};
+use crate::table::Table;
 
 /// One dimension of a grid: a dotted field and the values it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +115,28 @@ pub fn plan(
             Ok(PlannedCell { cell, runs })
         })
         .collect()
+}
+
+/// The figures of all cells side by side; `experiment` is the folder that holds `sweep`.
+///
+/// # Errors
+/// [`ResultsError`] where the results of a cell cannot be read.
+pub fn table(cells: &[PlannedCell], experiment: &Path) -> Result<String, ResultsError> {
+    let mut table = Table::new(["cell", "seeds", "final accuracy", "best accuracy"]);
+    for PlannedCell { cell, .. } in cells {
+        let results = ExperimentResults::load(&cell.dir(experiment))?;
+        let shown = |figure: fn(Summary) -> Option<Measured>| {
+            let spread = results.spread(|seed| figure(seed.figures()).map(|measured| measured.value));
+            spread.map_or("-".to_owned(), |spread| mean_sd(&spread, |value| Metric::Accuracy.show(value)))
+        };
+        table.row([
+            cell.settings.join(" "),
+            results.counted().len().to_string(),
+            shown(|figures| figures.final_accuracy),
+            shown(|figures| figures.best_accuracy),
+        ]);
+    }
+    Ok(table.to_string())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 pub use fedburn_core::{
     Aggregate, AggregateError, Classifier, Client, ClientId, ClientInfo, ClientSampler, Event, Evaluator, LocalUpdate, MeanStrategy, Metrics,
-    Mode, ModelFamily, Observer, ParamVector, PerClientStrategy, Population, Purpose, Round, RoundIndex, RoundMean, Seed, StopReason,
+    Mode, ModelFamily, Observer, ParamVector, PerClientStrategy, Population, Purpose, Round, RoundIndex, RoundMean, Seed, ServerTransport, StopReason,
     Strategy, TrainTask, UpdateSet, flatten, load,
 };
 pub use fedburn_data::{Batch, ClientData, Examples};

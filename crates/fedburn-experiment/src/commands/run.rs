@@ -11,12 +11,10 @@ use fedburn_experiment::cli::{Places, RunArgs, RunSettings, SweepArgs, parse_see
 use fedburn_experiment::config::{ExperimentConfig, TransportConfig};
 use fedburn_experiment::list::list;
 use fedburn_experiment::progress::Progress;
-use fedburn_experiment::report::write_html;
+use fedburn_experiment::report::{headline, write_html};
 use fedburn_experiment::results::ExperimentResults;
 use fedburn_experiment::run::{RunError, RunOptions, SeedOutcome, run_seed};
-use fedburn_experiment::sweep::{Axis, plan};
-use fedburn_experiment::table::Table;
-use fedburn_experiment::{Metric, SeedStatus};
+use fedburn_experiment::sweep::{Axis, plan, table};
 
 use super::Outcome;
 
@@ -83,22 +81,7 @@ pub fn sweep(args: &SweepArgs) -> Outcome {
         }
         write_html(&ExperimentResults::load(&dir)?, &[])?;
     }
-    let mut table = Table::new(axes.iter().map(|axis| axis.field.clone()).chain(["seeds", "accuracy", "best accuracy"].map(str::to_owned)));
-    for cell in &cells {
-        let results = ExperimentResults::load(&cell.cell.dir(&experiment))?;
-        let shown = |figure: fn(&fedburn_experiment::results::Summary) -> Option<f64>| {
-            let spread = results.spread(|seed| figure(&seed.figures()));
-            spread.map_or("-".to_owned(), |spread| fedburn_experiment::format::mean_sd(Metric::Accuracy, &spread))
-        };
-        let values = cell.cell.settings.iter().map(|s| s.split_once('=').map_or(s.clone(), |(_, value)| value.to_owned()));
-        let figures = [
-            results.counted().len().to_string(),
-            shown(|f| f.final_accuracy.as_ref().map(|m| m.value)),
-            shown(|f| f.best_accuracy.as_ref().map(|m| m.value)),
-        ];
-        table.row(values.chain(figures));
-    }
-    println!("{table}");
+    print!("{}", table(&cells, &experiment)?);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -131,9 +114,8 @@ fn show(dir: &Path, runs: &[Run], settings: &RunSettings) -> Result<(), Box<dyn 
         println!("{}", serde_json::json!({ "event": "experiment_finished", "report": report, "summaries": figures, "expect": verdicts }));
         return Ok(());
     }
-    let finished = results.counted().iter().filter(|seed| seed.status() == SeedStatus::Finished).count();
-    println!("{} ({finished} of {} seeds)", config.title, results.seeds.len());
-    for (what, figure) in fedburn_experiment::report::headline(&results) {
+    println!("{}", config.title);
+    for (what, figure) in headline(&results) {
         println!("  {what:<22} {figure}");
     }
     verdicts.iter().for_each(|verdict| println!("  {verdict}"));
