@@ -1,8 +1,8 @@
 //! Pictures of a partition as SVG: class counts of every client as stacked bars or as a heat map.
 //!
 //! Up to ten classes have the "muted" colours of Paul Tol ("Colour Schemes", technical note SRON/EPS/TN/09-002, 2021),
-//! more classes and the heat map the "viridis" scale (van der Walt and Smith, 2015); both can be told apart with any
-//! colour vision. Clients are in order of their number; where there are more than 1,000, a column is the mean of
+//! more classes the "viridis" scale (van der Walt and Smith, 2015), the heat map the "Blues" of ColorBrewer (Harrower and
+//! Brewer, 2003); all can be told apart with any colour vision. Clients are in order of their number; where there are more than 1,000, a column is the mean of
 //! several neighbours, and the axis says so.
 
 use plotters::coord::Shift;
@@ -34,7 +34,7 @@ const MUTED: [RGBColor; 10] = [
     RGBColor(0xaa, 0x44, 0x99),
     RGBColor(0xbb, 0xbb, 0xbb),
 ];
-const VIRIDIS: [(u8, u8, u8); 9] = [
+const VIRIDIS: &[(u8, u8, u8)] = &[
     (253, 231, 37),
     (173, 220, 48),
     (94, 201, 98),
@@ -44,6 +44,16 @@ const VIRIDIS: [(u8, u8, u8); 9] = [
     (59, 82, 139),
     (71, 45, 123),
     (68, 1, 84),
+];
+const BLUES: &[(u8, u8, u8)] = &[
+    (222, 235, 247),
+    (198, 219, 239),
+    (158, 202, 225),
+    (107, 174, 214),
+    (66, 146, 198),
+    (33, 113, 181),
+    (8, 81, 156),
+    (8, 48, 107),
 ];
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -75,8 +85,8 @@ pub fn stacked_bars(statistics: &PartitionStatistics, title: &str, class_names: 
     })
 }
 
-/// One column for each client and one row for each class; the darker, the more examples, white for none. `class_names`
-/// label the rows; classes without a name get their number.
+/// One column for each client and one row for each class; the darker, the more examples, white for none. Darkness goes
+/// with the square root of the number, so that one large client does not make all others pale. `class_names` label the rows; classes without a name get their number.
 pub fn heat_map(statistics: &PartitionStatistics, title: &str, class_names: &[String]) -> String {
     let plot = Plot::new(statistics, title, class_names);
     let row = (HEIGHT / plot.classes().max(1) as i32).clamp(5, 34);
@@ -97,14 +107,14 @@ pub fn heat_map(statistics: &PartitionStatistics, title: &str, class_names: &[St
                 let same = plot.columns[start..].iter().take_while(|column| column[class] == count).count();
                 if count > 0.0 {
                     let cell = [(plot.x(start), y), (plot.x(start + same), y + row)];
-                    area.draw(&Rectangle::new(cell, scale(count / top).filled()))?;
+                    area.draw(&Rectangle::new(cell, scale(BLUES, (count / top).sqrt()).filled()))?;
                 }
                 start += same;
             }
         }
         let per = if plot.group > 1 { "mean examples" } else { "examples" };
         let right = LEFT + plot.width() + 24;
-        colour_bar(area, right, height, [&format!("{top:.0}"), "0"])?;
+        colour_bar(area, right, height, BLUES, [&format!("{top:.0}"), &format!("{:.0}", top / 4.0), "0"])?;
         label(area, per, (right, TOP - 8), HPos::Left, VPos::Bottom)?;
         upright_label(area, "class", TOP + height / 2)
     })
@@ -188,7 +198,13 @@ impl<'a> Plot<'a> {
         let left = LEFT + self.width() + 16;
         if self.classes() > MUTED.len() {
             label(area, "class", (left + 8, TOP - 8), HPos::Left, VPos::Bottom)?;
-            return colour_bar(area, left + 8, HEIGHT, [&self.name(self.classes() - 1), &self.name(0)]);
+            return colour_bar(
+                area,
+                left + 8,
+                HEIGHT,
+                VIRIDIS,
+                [&self.name(self.classes() - 1), &self.name(self.classes() / 2), &self.name(0)],
+            );
         }
         // The first class is at the bottom, as in the bars.
         for class in 0..self.classes() {
@@ -214,7 +230,7 @@ impl<'a> Plot<'a> {
     fn colour(&self, class: usize) -> RGBColor {
         match self.classes() {
             few if few <= MUTED.len() => MUTED[class],
-            many => scale(class as f64 / (many - 1) as f64),
+            many => scale(VIRIDIS, class as f64 / (many - 1) as f64),
         }
     }
 
@@ -228,26 +244,27 @@ impl<'a> Plot<'a> {
     }
 }
 
-/// A colour for `0.0..=1.0`, light to dark.
-fn scale(value: f64) -> RGBColor {
-    let place = value.clamp(0.0, 1.0) * (VIRIDIS.len() - 1) as f64;
-    let below = (place as usize).min(VIRIDIS.len() - 2);
+/// A colour between `stops` for `0.0..=1.0`, light to dark.
+fn scale(stops: &[(u8, u8, u8)], value: f64) -> RGBColor {
+    let place = value.clamp(0.0, 1.0) * (stops.len() - 1) as f64;
+    let below = (place as usize).min(stops.len() - 2);
     let part = place - below as f64;
     let mix = |a: u8, b: u8| (f64::from(a) * (1.0 - part) + f64::from(b) * part).round() as u8;
-    let (a, b) = (VIRIDIS[below], VIRIDIS[below + 1]);
+    let (a, b) = (stops[below], stops[below + 1]);
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
-/// The scale from dark above to light below, with the names of both ends.
-fn colour_bar(area: &Area<'_>, left: i32, height: i32, ends: [&str; 2]) -> Drawn {
+/// The scale from dark above to light below, with the names of both ends and the middle.
+fn colour_bar(area: &Area<'_>, left: i32, height: i32, stops: &[(u8, u8, u8)], names: [&str; 3]) -> Drawn {
     let steps = 64.min(height);
     for step in 0..steps {
         let edge = |step: i32| TOP + height * step / steps;
-        let colour = scale(1.0 - f64::from(step) / f64::from((steps - 1).max(1)));
+        let colour = scale(stops, 1.0 - f64::from(step) / f64::from((steps - 1).max(1)));
         area.draw(&Rectangle::new([(left, edge(step)), (left + 14, edge(step + 1))], colour.filled()))?;
     }
-    label(area, ends[0], (left + 20, TOP), HPos::Left, VPos::Top)?;
-    label(area, ends[1], (left + 20, TOP + height), HPos::Left, VPos::Bottom)
+    label(area, names[0], (left + 20, TOP), HPos::Left, VPos::Top)?;
+    label(area, names[1], (left + 20, TOP + height / 2), HPos::Left, VPos::Center)?;
+    label(area, names[2], (left + 20, TOP + height), HPos::Left, VPos::Bottom)
 }
 
 fn label(area: &Area<'_>, text: &str, at: (i32, i32), horizontal: HPos, vertical: VPos) -> Drawn {
@@ -278,5 +295,70 @@ fn nice(value: f64) -> f64 {
             }
         }
         power *= 10.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fedburn_core::{ClassId, Seed};
+
+    use super::*;
+    use crate::partition::{Dirichlet, Iid, Partition, Partitioner};
+
+    fn statistics(clients: usize, classes: u32) -> PartitionStatistics {
+        let labels: Vec<ClassId> = (0..20 * clients as u32).map(|i| ClassId(i % classes)).collect();
+        let partition = Dirichlet::new(0.3, 1).unwrap().partition(&labels, clients, Seed::new(3)).unwrap();
+        PartitionStatistics::new(&partition, &labels, classes as usize).unwrap()
+    }
+
+    fn count(svg: &str, tag: &str) -> usize {
+        svg.matches(tag).count()
+    }
+
+    #[test]
+    fn every_size_is_drawn_and_small() {
+        for (clients, classes) in [(1, 1), (10, 10), (100, 10), (1000, 10), (5000, 3), (30, 100)] {
+            let statistics = statistics(clients, classes);
+            for svg in [stacked_bars(&statistics, "split", &[]), heat_map(&statistics, "split", &[])] {
+                assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{clients} clients, {classes} classes");
+                assert!(svg.len() < 900_000, "{clients} clients, {classes} classes: {} bytes", svg.len());
+                assert!(svg.contains(if clients == 5000 { "the mean of 5" } else { "client" }));
+            }
+        }
+    }
+
+    #[test]
+    fn bars_add_up_to_sizes() {
+        // Two clients of 30 and 60 examples of one class: the second bar is the full height, the first half of it.
+        let labels = [ClassId(0); 90];
+        let partition = Partition::new(vec![(0..30).collect(), (30..90).collect()], 90).unwrap();
+        let svg = stacked_bars(&PartitionStatistics::new(&partition, &labels, 1).unwrap(), "", &["only".into()]);
+        assert!(svg.contains(&format!("height=\"{HEIGHT}\"")) && svg.contains(&format!("height=\"{}\"", HEIGHT / 2)));
+        assert!(svg.contains("only"));
+    }
+
+    #[test]
+    fn heat_map_cells_are_the_classes_that_occur() {
+        let labels: Vec<ClassId> = (0..4).map(ClassId).collect();
+        let partition = Partition::new(vec![vec![0], vec![1], vec![2, 3]], 4).unwrap();
+        let svg = heat_map(&PartitionStatistics::new(&partition, &labels, 4).unwrap(), "", &[]);
+        // Background, colour bar of 64 steps, and one cell for each example.
+        assert_eq!(count(&svg, "<rect"), 1 + 64 + 4);
+    }
+
+    #[test]
+    fn no_example_at_all_is_drawn() {
+        let partition = Iid.partition(&[], 3, Seed::new(0)).unwrap();
+        let statistics = PartitionStatistics::new(&partition, &[], 0).unwrap();
+        assert!(
+            stacked_bars(&statistics, "", &[]).contains("</svg>") && heat_map(&statistics, "", &[]).contains("</svg>")
+        );
+    }
+
+    #[test]
+    fn names_are_escaped_and_cut() {
+        let svg = stacked_bars(&statistics(2, 2), "<a & b>", &["<script>alert(1)</script>".into()]);
+        assert!(!svg.contains("<script") && !svg.contains("<a &"));
     }
 }

@@ -146,7 +146,7 @@ mod tests {
     fn damage_is_named_with_the_file() {
         let good = file(0x803, &[2, 1, 3], &[1, 2, 3, 4, 5, 6]);
         assert!(problem(&good[..12]).contains("truncated in the dimensions"));
-        assert!(problem(&good[..18]).contains("the file holds at most 18"));
+        assert!(problem(&good[..18]).contains("truncated in the data: expected 6 bytes, found 2"));
         assert!(problem(&gz(&good[..18])).contains("truncated in the data: expected 6 bytes, found 2"));
         assert!(problem(&gz(&good)[..20]).contains("unreadable"));
         assert!(problem(&file(0x801, &[1], &[1])).contains("magic number 0x00000801, expected 0x00000803"));
