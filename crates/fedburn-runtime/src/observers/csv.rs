@@ -54,7 +54,7 @@ pub struct RoundRow {
 /// let _ = rounds.on_event(&Event::Evaluated { round: RoundIndex(0), metrics });
 /// rounds.finish()?;
 /// assert_eq!(RoundsCsv::read(&path)?[0].accuracy, Some(0.1));
-/// # Ok::<(), fedburn_runtime::ObserverError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct RoundsCsv {

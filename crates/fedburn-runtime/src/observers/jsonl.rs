@@ -28,7 +28,7 @@ use crate::durable;
 /// events.finish()?;
 /// let read: Vec<Event> = EventLog::open(&path)?.collect::<Result<_, _>>()?;
 /// assert_eq!(read.len(), 1);
-/// # Ok::<(), fedburn_runtime::ObserverError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct JsonLines {
