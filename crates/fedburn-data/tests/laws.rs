@@ -25,7 +25,7 @@ fn indices(partition: &Partition) -> Vec<usize> {
     partition.clients().concat()
 }
 
-/// Disjoint, in range, as many clients as asked for, the same bits again, other bits from another seed's view of time.
+/// Disjoint, in range, as many clients as asked for, and the same bits again; `None` where the request is refused.
 fn check(partitioner: &dyn Partitioner, labels: &[ClassId], clients: usize, seed: u64) -> Option<Partition> {
     let partition = partitioner.partition(labels, clients, Seed::new(seed)).ok()?;
     let all = indices(&partition);

@@ -107,7 +107,7 @@ impl Partition {
     }
 
     /// A number that tells partitions apart: 64-bit FNV-1a (Fowler, Noll and Vo) over the number of examples, then each
-    /// client's length and indices, then each client's transform, all as little-endian 64-bit words. The same on every
+    /// client's length and indices, then kind and level of each client's transform, all as little-endian 64-bit words. The same on every
     /// machine.
     pub fn fingerprint(&self) -> u64 {
         let mut hash = Fnv::default();
