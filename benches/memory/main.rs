@@ -59,7 +59,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn measure(population: u64, per_round: usize) -> Result<(), Box<dyn Error>> {
     let (seed, device) = (Seed::new(0), FlexDevice);
-    let clients: Arc<[ClientInfo]> = (0..population).map(|k| ClientInfo { id: ClientId(k), num_examples: EXAMPLES }).collect();
+    let clients: Arc<[ClientInfo]> =
+        (0..population).map(|k| ClientInfo { id: ClientId(k), num_examples: EXAMPLES }).collect();
     let config = SyntheticConfig { shape: [1, 28, 28], classes: 10, ..SyntheticConfig::default() };
     let source = OnDemand { clients, data: Synthetic::new(config)? };
     let family = ZooConfig::Softmax {}.build([1, 28, 28], 10)?;

@@ -32,11 +32,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let transport = InProcess::new(Arc::new(population), None, 2)?;
     let sampler = SamplerConfig::Uniform { per_round: 10 }.build(&transport.clients())?;
     let global = flatten(&ModelFamily::<Flex>::init(&family, seed.purpose(Purpose::Initialisation), &device))?;
-    let mut server = Server::new(ServerConfig::new(20), transport, StrategyConfig::default().build()?, sampler, global, seed)?
-        .with_evaluator(ClassifierEvaluator::new(family, ClientData::all(digits.test), device));
+    let mut server =
+        Server::new(ServerConfig::new(20), transport, StrategyConfig::default().build()?, sampler, global, seed)?
+            .with_evaluator(ClassifierEvaluator::new(family, ClientData::all(digits.test), device));
 
     let mut console = Console::new(ConsoleMode::Plain);
     let summary = server.run(&mut [&mut console])?;
-    println!("{} parameters after round {}, {} updates", summary.deployed.num_values(), summary.round, summary.totals.updates);
+    println!(
+        "{} parameters after round {}, {} updates",
+        summary.deployed.num_values(),
+        summary.round,
+        summary.totals.updates
+    );
     Ok(())
 }

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Event, LocalUpdate, Metrics, Outcome,
-    ParamVector, Purpose, Reply, Request, Round, RoundIndex, SchemaError, Seed, StateError, Strategy, TrainTask, UpdateSet,
+    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Event, LocalUpdate,
+    Metrics, Outcome, ParamVector, Purpose, Reply, Request, Round, RoundIndex, SchemaError, Seed, StateError, Strategy,
+    TrainTask, UpdateSet,
 };
 
 use crate::gather::Gathered;
@@ -72,8 +73,23 @@ struct OpenRound<B: Backend> {
 impl<B: Backend> Coordinator<B> {
     /// A federation before its first round. `seed` is the root of the run's seed tree; a round with fewer than
     /// `min_updates` usable updates is abandoned.
-    pub fn new(strategy: Strategy<B>, sampler: Box<dyn ClientSampler>, global: ParamVector<B>, seed: Seed, min_updates: usize) -> Self {
-        Self { strategy, sampler, seed, min_updates: min_updates.max(1), finished: RoundIndex(0), global, deploy: None, open: None }
+    pub fn new(
+        strategy: Strategy<B>,
+        sampler: Box<dyn ClientSampler>,
+        global: ParamVector<B>,
+        seed: Seed,
+        min_updates: usize,
+    ) -> Self {
+        Self {
+            strategy,
+            sampler,
+            seed,
+            min_updates: min_updates.max(1),
+            finished: RoundIndex(0),
+            global,
+            deploy: None,
+            open: None,
+        }
     }
 
     /// Goes back or forward to the state after `round`, dropping an open round.
@@ -139,8 +155,12 @@ impl<B: Backend> Coordinator<B> {
             return Ok(Vec::new());
         }
         let index = self.finished.next();
-        let cohort = self.sampler.sample(index, clients, self.seed.purpose(Purpose::Sampling).round(index));
-        let mut effects = vec![Effect::Emit(Event::RoundStarted { round: index, cohort: cohort.clone(), available: clients.len() as u64 })];
+        let cohort = self.sampler.sample(index, clients, self.seed.purpose(Purpose::Sampling));
+        let mut effects = vec![Effect::Emit(Event::RoundStarted {
+            round: index,
+            cohort: cohort.clone(),
+            available: clients.len() as u64,
+        })];
         let mut round = OpenRound {
             index,
             began: now,
@@ -155,7 +175,13 @@ impl<B: Backend> Coordinator<B> {
         for client in cohort {
             let side = self.strategy.side_info(client);
             round.bytes_down += self.global.schema().num_bytes() + side.num_bytes();
-            let task = TrainTask { round: index, global: self.global.clone(), seed: seeds.client(client), side, reports: self.strategy.reports() };
+            let task = TrainTask {
+                round: index,
+                global: self.global.clone(),
+                seed: seeds.client(client),
+                side,
+                reports: self.strategy.reports(),
+            };
             effects.push(Effect::Send(client, Request::Train(task)));
         }
         if round.waiting.is_empty() {
@@ -174,7 +200,9 @@ impl<B: Backend> Coordinator<B> {
         }
         let reply = outcome.reply.and_then(|reply| match reply {
             Reply::Trained(update) => Ok(update),
-            Reply::Evaluated(_) => Err(ClientFailure::Malformed { reason: "an evaluation in answer to a training request".to_owned() }),
+            Reply::Evaluated(_) => {
+                Err(ClientFailure::Malformed { reason: "an evaluation in answer to a training request".to_owned() })
+            }
         });
         let reports = self.strategy.reports();
         let accepted = reply.and_then(|mut update| {
@@ -198,7 +226,9 @@ impl<B: Backend> Coordinator<B> {
             }
         };
         let mut effects = vec![Effect::Emit(event)];
-        if round.waiting.is_empty() && let Some(round) = self.open.take() {
+        if round.waiting.is_empty()
+            && let Some(round) = self.open.take()
+        {
             effects.extend(self.close(round, now)?);
         }
         Ok(effects)
@@ -209,7 +239,8 @@ impl<B: Backend> Coordinator<B> {
         let late = std::mem::take(&mut round.waiting);
         round.failures += late.len() as u64;
         let index = round.index;
-        let failed = |client| Effect::Emit(Event::ClientFailed { round: index, client, failure: ClientFailure::TimedOut });
+        let failed =
+            |client| Effect::Emit(Event::ClientFailed { round: index, client, failure: ClientFailure::TimedOut });
         let mut effects: Vec<_> = late.into_iter().map(failed).collect();
         effects.extend(self.close(round, now)?);
         Ok(effects)
@@ -224,16 +255,19 @@ impl<B: Backend> Coordinator<B> {
         if included.len() < self.min_updates {
             self.finished = index;
             let reason = format!("{updates} usable updates where {} are needed", self.min_updates);
-            let event = Event::RoundAbandoned { round: index, reason, updates, failures, bytes_down, bytes_up, seconds };
+            let event =
+                Event::RoundAbandoned { round: index, reason, updates, failures, bytes_down, bytes_up, seconds };
             return Ok(vec![Effect::Close { round: index, included: Vec::new() }, Effect::Emit(event)]);
         }
         let seed = self.seed.purpose(Purpose::Strategy).round(index);
-        let aggregate = self.aggregate(&Round { index, global: &self.global.clone(), cohort: &included, seed }, gathered)?;
+        let aggregate =
+            self.aggregate(&Round { index, global: &self.global.clone(), cohort: &included, seed }, gathered)?;
         // Client metrics merge in client order, so that their sums have the same bits for any order of arrival.
         let mut all = aggregate.metrics;
         metrics.values().for_each(|m| all.merge(m));
         (self.finished, self.global, self.deploy) = (index, aggregate.global, aggregate.deploy);
-        let event = Event::RoundCommitted { round: index, updates, failures, metrics: all, bytes_down, bytes_up, seconds };
+        let event =
+            Event::RoundCommitted { round: index, updates, failures, metrics: all, bytes_down, bytes_up, seconds };
         Ok(vec![Effect::Close { round: index, included }, Effect::Emit(event)])
     }
 

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ClientFailure, ClientId, ClientUpdate, ParamVector, RoundMean, SideInfo, SideName, Strategy, Weighting};
+use fedburn_core::{
+    ClientFailure, ClientId, ClientUpdate, ParamVector, RoundMean, SideInfo, SideName, Strategy, Weighting,
+};
 
 use crate::ExactSum;
 
@@ -66,9 +68,14 @@ impl<B: Backend> Gathered<B> {
                 }
                 for (name, vector) in side {
                     // Cannot fail where the parameters went in: same length, same weight, finite.
-                    sums.side.entry(name.clone()).or_insert_with(|| ExactSum::new(values.len())).add(&vector.to_host(), weight).map_err(malformed)?;
+                    sums.side
+                        .entry(name.clone())
+                        .or_insert_with(|| ExactSum::new(values.len()))
+                        .add(&vector.to_host(), weight)
+                        .map_err(malformed)?;
                 }
-                let scalars = ClientScalars { num_examples: update.local.num_examples, scalars: update.local.side.scalars };
+                let scalars =
+                    ClientScalars { num_examples: update.local.num_examples, scalars: update.local.side.scalars };
                 sums.clients.insert(update.client, scalars);
                 Ok(())
             }
@@ -133,7 +140,9 @@ impl MeanSums {
 
 fn finite<B: Backend>(vector: &ParamVector<B>) -> Result<(), ClientFailure> {
     match vector.first_non_finite() {
-        Some(entry) => Err(ClientFailure::Malformed { reason: format!("tensor `{}` holds a NaN or an infinity", entry.path) }),
+        Some(entry) => {
+            Err(ClientFailure::Malformed { reason: format!("tensor `{}` holds a NaN or an infinity", entry.path) })
+        }
         None => Ok(()),
     }
 }

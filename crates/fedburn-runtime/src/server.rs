@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientId, ClientSampler, Evaluator, Event, Metrics, Observer, ParamVector, Reply, Request, RoundIndex, Seed, ServerTransport,
-    StopReason, Strategy,
+    ClientId, ClientSampler, Evaluator, Event, Metrics, Observer, ParamVector, Reply, Request, RoundIndex, Seed,
+    ServerTransport, StopReason, Strategy,
 };
 
 use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, ServerConfig, ServerError};
@@ -172,7 +172,9 @@ impl<B: Backend> Server<B> {
         for outcome in self.transport.exchange(requests, self.config.timeout()) {
             for effect in self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())? {
                 match effect {
-                    Effect::Emit(event @ (Event::ClientTrained { .. } | Event::ClientFailed { .. })) => watch.tell(&event),
+                    Effect::Emit(event @ (Event::ClientTrained { .. } | Event::ClientFailed { .. })) => {
+                        watch.tell(&event)
+                    }
                     other => closing.push(other),
                 }
             }
@@ -183,7 +185,11 @@ impl<B: Backend> Server<B> {
     }
 
     /// Does what the coordinator wants and returns the requests to send.
-    fn apply(&mut self, effects: Vec<Effect<B>>, watch: &mut Watch<'_, '_>) -> Result<Vec<(ClientId, Request<B>)>, ServerError> {
+    fn apply(
+        &mut self,
+        effects: Vec<Effect<B>>,
+        watch: &mut Watch<'_, '_>,
+    ) -> Result<Vec<(ClientId, Request<B>)>, ServerError> {
         let mut requests = Vec::new();
         for effect in effects {
             match effect {
@@ -193,7 +199,9 @@ impl<B: Backend> Server<B> {
                     watch.tell(&event);
                 }
                 Effect::Close { round, included } => {
-                    self.transport.close_round(round, &included).map_err(|source| ServerError::Transport { round, source })?;
+                    self.transport
+                        .close_round(round, &included)
+                        .map_err(|source| ServerError::Transport { round, source })?;
                 }
             }
         }
@@ -206,7 +214,9 @@ impl<B: Backend> Server<B> {
             return Ok(());
         }
         if let Some(evaluator) = &mut self.evaluator {
-            let metrics = evaluator.evaluate(self.coordinator.deployed()).map_err(|source| ServerError::Evaluate { round, source })?;
+            let metrics = evaluator
+                .evaluate(self.coordinator.deployed())
+                .map_err(|source| ServerError::Evaluate { round, source })?;
             watch.tell(&Event::Evaluated { round, metrics });
         }
         Ok(())

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, ClientInfo, ClientSampler, Outcome, Request, RoundIndex, Seed, ServerTransport, TransportError,
+    ClientFailure, ClientId, ClientInfo, ClientSampler, Outcome, Request, RoundIndex, Seed, ServerTransport,
+    TransportError,
 };
 
 use crate::Availability;

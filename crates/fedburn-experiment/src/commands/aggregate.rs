@@ -27,7 +27,10 @@ pub fn run(args: AggregateArgs) -> Outcome {
         println!("{value}");
     } else {
         let (round, strategy, parameters) = (report.round, report.strategy, report.parameters);
-        println!("round {round}: {strategy} over {clients} clients, {parameters} parameters, written to {}", out.display());
+        println!(
+            "round {round}: {strategy} over {clients} clients, {parameters} parameters, written to {}",
+            out.display()
+        );
         report.metrics.iter().for_each(|(name, mean)| println!("  {name} = {}", mean.value().unwrap_or(f64::NAN)));
     }
     if !report.narrowed.is_empty() {

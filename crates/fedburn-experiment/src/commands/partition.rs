@@ -28,7 +28,10 @@ pub fn show(args: &PartitionArgs) -> Outcome {
     }
     if let Some(dir) = &args.svg {
         std::fs::create_dir_all(dir)?;
-        for (name, svg) in [("bars.svg", stacked_bars(statistics, &title, names)), ("heat-map.svg", heat_map(statistics, &title, names))] {
+        for (name, svg) in [
+            ("bars.svg", stacked_bars(statistics, &title, names)),
+            ("heat-map.svg", heat_map(statistics, &title, names)),
+        ] {
             write_atomic(&dir.join(name), svg.as_bytes())?;
             println!("written: {}", dir.join(name).display());
         }
@@ -53,7 +56,9 @@ fn summary(statistics: &PartitionStatistics) -> String {
     for (what, figures) in [("unweighted", &statistics.mean), ("by examples", &statistics.weighted_mean)] {
         if let Some(f) = figures {
             let (entropy, emd, js) = (f.label_entropy, f.emd, f.jensen_shannon);
-            text += &format!("  mean, {what}: label entropy {entropy:.3} nats, EMD {emd:.3}, Jensen-Shannon {js:.3} nats\n");
+            text += &format!(
+                "  mean, {what}: label entropy {entropy:.3} nats, EMD {emd:.3}, Jensen-Shannon {js:.3} nats\n"
+            );
         }
     }
     text

@@ -29,7 +29,9 @@ pub struct Target {
 pub fn find(places: &Places, target: &str) -> Result<Vec<Target>, Box<dyn std::error::Error>> {
     let path = Path::new(target);
     if path.extension().is_some_and(|e| e == "toml") {
-        let part = |p: Option<&Path>| p.and_then(Path::file_stem).map_or("local".to_owned(), |s| s.to_string_lossy().into_owned());
+        let part = |p: Option<&Path>| {
+            p.and_then(Path::file_stem).map_or("local".to_owned(), |s| s.to_string_lossy().into_owned())
+        };
         return Ok(vec![Target { suite: part(path.parent()), name: part(Some(path)), path: path.to_owned() }]);
     }
     let found = list(&places.configs, &places.out, Some(target))?;
@@ -42,7 +44,13 @@ pub fn run(args: &RunArgs) -> Outcome {
     for name in &args.targets {
         for target in find(&settings.places, name)? {
             // Every target is checked before the first one runs.
-            let cells = plan(&target.path, &settings.overrides, &[], &super::data_root(settings.data.as_ref()), adjusted(settings)?)?;
+            let cells = plan(
+                &target.path,
+                &settings.overrides,
+                &[],
+                &super::data_root(settings.data.as_ref()),
+                adjusted(settings)?,
+            )?;
             planned.extend(cells.into_iter().map(|cell| (target.path.clone(), settings.dir(&target), cell.runs)));
         }
     }
@@ -66,16 +74,20 @@ pub fn sweep(args: &SweepArgs) -> Outcome {
         true => Axis::of_table(&target.path, &ExperimentConfig::load(&target.path, &settings.overrides)?.sweep)?,
     };
     if axes.is_empty() {
-        return Err(format!("{} has no [sweep] table; name the grid with --grid FIELD=VALUES", target.path.display()).into());
+        return Err(
+            format!("{} has no [sweep] table; name the grid with --grid FIELD=VALUES", target.path.display()).into()
+        );
     }
-    let cells = plan(&target.path, &settings.overrides, &axes, &super::data_root(settings.data.as_ref()), adjusted(settings)?)?;
+    let cells =
+        plan(&target.path, &settings.overrides, &axes, &super::data_root(settings.data.as_ref()), adjusted(settings)?)?;
     let experiment = settings.dir(&target);
     let interrupt = on_interrupt()?;
     let total = cells.len();
     for (index, cell) in cells.iter().enumerate() {
         let dir = cell.cell.dir(&experiment);
         settings.progress().note(&format!("cell {}/{total}: {}", index + 1, cell.cell.settings.join(" ")));
-        let options = settings.options(dir.clone(), &interrupt, &command("run", &target.path, settings, &cell.cell.settings));
+        let options =
+            settings.options(dir.clone(), &interrupt, &command("run", &target.path, settings, &cell.cell.settings));
         if run_all(&cell.runs, &options)? {
             return Ok(interrupted());
         }
@@ -94,7 +106,9 @@ fn run_all(runs: &[Run], options: &RunOptions) -> Result<bool, RunError> {
             }
             SeedOutcome::Finished(_) => {}
             SeedOutcome::Interrupted(round) => {
-                options.progress.note(&format!("seed {}: interrupted after round {round}; the same command goes on", run.seed()));
+                options
+                    .progress
+                    .note(&format!("seed {}: interrupted after round {round}; the same command goes on", run.seed()));
                 return Ok(true);
             }
         }
@@ -110,8 +124,12 @@ fn show(dir: &Path, runs: &[Run], settings: &RunSettings) -> Result<(), Box<dyn 
     let verdicts = check(Some(&results), &planned, &config.expect);
     let report = write_html(&results, &verdicts)?;
     if settings.json {
-        let figures: Vec<_> = results.seeds.iter().filter(|s| planned.contains(&s.seed)).filter_map(|s| s.summary.as_ref()).collect();
-        println!("{}", serde_json::json!({ "event": "experiment_finished", "report": report, "summaries": figures, "expect": verdicts }));
+        let figures: Vec<_> =
+            results.seeds.iter().filter(|s| planned.contains(&s.seed)).filter_map(|s| s.summary.as_ref()).collect();
+        println!(
+            "{}",
+            serde_json::json!({ "event": "experiment_finished", "report": report, "summaries": figures, "expect": verdicts })
+        );
         return Ok(());
     }
     println!("{}", config.title);
