@@ -1,9 +1,9 @@
 //! What a federation of one's own usually needs.
 
 pub use fedburn_core::{
-    Aggregate, AggregateError, Classifier, Client, ClientId, ClientInfo, ClientSampler, Event, Evaluator, LocalUpdate, MeanStrategy, Metrics,
-    Mode, ModelFamily, Observer, ParamVector, PerClientStrategy, Population, Purpose, Round, RoundIndex, RoundMean, Seed, ServerTransport, StopReason,
-    Strategy, TrainTask, UpdateSet, flatten, load,
+    Aggregate, AggregateError, Classifier, Client, ClientId, ClientInfo, ClientSampler, Evaluator, Event, LocalUpdate,
+    MeanStrategy, Metrics, Mode, ModelFamily, Observer, ParamVector, PerClientStrategy, Population, Purpose, Round,
+    RoundIndex, RoundMean, Seed, ServerTransport, StopReason, Strategy, TrainTask, UpdateSet, flatten, load,
 };
 pub use fedburn_data::{Batch, ClientData, Examples};
 pub use fedburn_runtime::{RunSummary, Server, ServerConfig};
