@@ -9,7 +9,7 @@ use fedburn::data::datasets::{self, Dataset};
 use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, PartitionStatistics};
 use fedburn::models::Zoo;
-use fedburn::runtime::{Availability, ReachableOnly};
+use fedburn::runtime::{Availability, ReachableOnly, ServerError};
 use fedburn::train::{ClientDataSource, ClientList, LocalData, LocalTraining};
 
 use crate::config::{ConfigError, ExperimentConfig};
@@ -43,7 +43,8 @@ impl Experiment {
     /// [`ConfigError::Value`] with the table, the field, its value and what was expected.
     pub fn new(path: &Path, config: ExperimentConfig, data_root: &Path) -> Result<Self, ConfigError> {
         let refuse = |table, reason: String| ConfigError::Value { path: path.to_owned(), table, reason };
-        config.server.check().map_err(|e| refuse("server", e.to_string()))?;
+        config.server.check().map_err(|e| refuse("server", server_reason(&e)))?;
+        config.early_stop.clone().unwrap_or_default().build().map_err(|e| refuse("early_stop", e.to_string()))?;
         let training = config.client.clone().build().map_err(|e| refuse("client", e.to_string()))?;
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
         let dataset = datasets::load(&config.data, data_root).map_err(|e| refuse("data", e.to_string()))?;
@@ -80,7 +81,11 @@ impl Experiment {
         let refuse = |table, reason: String| ConfigError::Value { path: self.path.clone(), table, reason };
         let split = Seed::new(self.config.partition_seed.unwrap_or(seed)).purpose(Purpose::Partition);
         let (train, users) = (&self.dataset.train, self.dataset.user_ids.as_deref());
-        let partition = self.config.partition.partition(train.labels(), users, split).map_err(|e| refuse("partition", e.to_string()))?;
+        let partition = self
+            .config
+            .partition
+            .partition(train.labels(), users, split)
+            .map_err(|e| refuse("partition", e.to_string()))?;
         let views = partition.client_data(train).map_err(|e| refuse("partition", e.to_string()))?;
         let holdout = self.config.evaluation.client_holdout;
         let seeds = split.index(0);
@@ -92,7 +97,8 @@ impl Experiment {
             }
         });
         let clients = Arc::new(ClientList::new(local));
-        let statistics = PartitionStatistics::new(&partition, train.labels(), train.num_classes()).map_err(|e| refuse("partition", e.to_string()))?;
+        let statistics = PartitionStatistics::new(&partition, train.labels(), train.num_classes())
+            .map_err(|e| refuse("partition", e.to_string()))?;
         let run = Run { experiment: self.clone(), seed, partition, statistics, clients };
         run.sampler().map_err(|e| refuse("sampler", e))?;
         Ok(run)
@@ -105,6 +111,14 @@ impl Experiment {
     pub fn strategy<B: Backend>(&self) -> Result<Strategy<B>, ConfigError> {
         let refuse = |reason: String| ConfigError::Value { path: self.path.clone(), table: "strategy", reason };
         self.config.strategy.clone().build().map_err(|e| refuse(e.to_string()))
+    }
+}
+
+/// The message of a refused `[server]` field, without the table's name, which is told anyway.
+fn server_reason(error: &ServerError) -> String {
+    match error {
+        ServerError::Config { field, value, expected } => format!("`{field}` is {value}, expected {expected}"),
+        other => other.to_string(),
     }
 }
 
@@ -162,7 +176,8 @@ impl Run {
     /// # Errors
     /// The reason, where the population cannot give what the config asks.
     pub fn sampler(&self) -> Result<Box<dyn ClientSampler>, String> {
-        let sampler = self.experiment.config.sampler.clone().build(&self.clients.clients()).map_err(|e| e.to_string())?;
+        let sampler =
+            self.experiment.config.sampler.clone().build(&self.clients.clients()).map_err(|e| e.to_string())?;
         Ok(Box::new(ReachableOnly::new(sampler, self.availability(), self.seeds())))
     }
 }

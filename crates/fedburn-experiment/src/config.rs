@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use fedburn::data::datasets::DatasetConfig;
 use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
-use fedburn::runtime::{AvailabilityConfig, SamplerConfig, ServerConfig};
+use fedburn::runtime::{AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
 use fedburn::strategies::StrategyConfig;
 use fedburn::train::LocalTrainingConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+
+use crate::{Metric, MetricError};
 
 /// An experiment as its TOML file holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +49,9 @@ pub struct ExperimentConfig {
     pub availability: AvailabilityConfig,
     /// How the run is paced.
     pub server: ServerConfig,
+    /// When to end before the last round; never where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stop: Option<EarlyStopConfig>,
     /// How requests reach clients.
     #[serde(default)]
     pub transport: TransportConfig,
@@ -129,13 +134,13 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not TOML, has an unknown field, or a value of the wrong type.
-    #[error("{}: {field}: {reason}", path.display())]
+    /// The file is not TOML, lacks a field, has an unknown one, or a value of the wrong type.
+    #[error("{}{}: {reason}", path.display(), field.iter().map(|f| format!(": {f}")).collect::<String>())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// The dotted name of the field, or `file` where it cannot be told.
-        field: String,
+        /// The dotted name of the field; `None` where it is the file as a whole.
+        field: Option<String>,
         /// What is wrong, with what was expected.
         reason: String,
     },
@@ -165,7 +170,8 @@ impl ExperimentConfig {
     /// # Errors
     /// [`ConfigError`]. The values are checked by [`crate::assemble`], before anything runs.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(path, &text, overrides)
     }
 
@@ -174,49 +180,82 @@ impl ExperimentConfig {
     /// # Errors
     /// [`ConfigError`].
     pub fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        let refuse = |field: String, reason: String| ConfigError::Parse { path: path.to_owned(), field, reason };
-        let mut table: toml::Table = toml::from_str(text).map_err(|e| refuse("file".to_owned(), e.to_string()))?;
+        let refuse = |field, reason: String| ConfigError::Parse { path: path.to_owned(), field, reason };
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|e| refuse(None, e.to_string().trim_end().to_owned()))?;
         for text in overrides {
             apply_override(&mut table, text)?;
         }
         let config: Self = serde_path_to_error::deserialize(table).map_err(|e| {
-            let field = e.path().to_string();
-            refuse(if field == "." { "file".to_owned() } else { field }, e.into_inner().message().to_owned())
+            let field = Some(e.path().to_string()).filter(|field| field != ".");
+            refuse(field, plain_words(e.into_inner().message()))
         })?;
         config.check(path)?;
         Ok(config)
     }
 
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
-        let refuse = |table, reason: String| Err(ConfigError::Value { path: path.to_owned(), table, reason });
+    /// Checks that there is a seed and none twice.
+    ///
+    /// # Errors
+    /// [`ConfigError::Parse`] for the field `seeds`.
+    pub fn check_seeds(&self, path: &Path) -> Result<(), ConfigError> {
+        let refuse =
+            |reason| Err(ConfigError::Parse { path: path.to_owned(), field: Some("seeds".to_owned()), reason });
         if self.seeds.is_empty() {
-            return refuse("file", "seeds = [], expected at least one seed".to_owned());
+            return refuse("is empty, expected at least one seed".to_owned());
         }
         let mut seeds = self.seeds.clone();
         seeds.sort_unstable();
-        if let Some(pair) = seeds.windows(2).find(|pair| pair[0] == pair[1]) {
-            return refuse("file", format!("seeds holds {} twice, expected different seeds", pair[0]));
+        match seeds.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => refuse(format!("holds {} twice, expected different seeds", pair[0])),
+            None => Ok(()),
         }
+    }
+
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let refuse = |table, reason: String| Err(ConfigError::Value { path: path.to_owned(), table, reason });
+        self.check_seeds(path)?;
         let holdout = self.evaluation.client_holdout;
         if !(0.0..1.0).contains(&holdout) {
-            return refuse("evaluation", format!("client_holdout = {holdout}, expected a share in [0, 1)"));
+            return refuse("evaluation", format!("`client_holdout` is {holdout}, expected a share in [0, 1)"));
         }
-        for (field, epochs) in
-            [("centralised_epochs", self.baselines.centralised_epochs), ("local_only_epochs", self.baselines.local_only_epochs)]
-        {
+        for (field, epochs) in [
+            ("centralised_epochs", self.baselines.centralised_epochs),
+            ("local_only_epochs", self.baselines.local_only_epochs),
+        ] {
             if epochs == Some(0) {
-                return refuse("baselines", format!("{field} = 0, expected at least 1; leave it out for no such baseline"));
+                return refuse(
+                    "baselines",
+                    format!("`{field}` is 0, expected at least 1; leave it out for no such baseline"),
+                );
             }
         }
         for expect in &self.expect {
-            if expect.at_least.is_none() && expect.at_most.is_none() {
-                return refuse("expect", format!("metric `{}` has no bound, expected at_least or at_most", expect.metric));
-            }
-            if let Some(round) = expect.at_round.filter(|&r| r > self.server.rounds) {
-                return refuse("expect", format!("at_round = {round}, expected at most [server] rounds = {}", self.server.rounds));
+            if let Err(reason) = self.check_claim(expect) {
+                return refuse("expect", reason);
             }
         }
         Ok(())
+    }
+
+    /// A claim that could never be met would be found out only after the run.
+    fn check_claim(&self, expect: &ExpectConfig) -> Result<(), String> {
+        let metric: Metric = expect.metric.parse().map_err(|e: MetricError| e.to_string())?;
+        let needed = match metric {
+            Metric::AccuracyOverCentralised => Some(("centralised_epochs", self.baselines.centralised_epochs)),
+            Metric::AccuracyOverLocalOnly => Some(("local_only_epochs", self.baselines.local_only_epochs)),
+            _ => None,
+        };
+        if let Some((field, None)) = needed {
+            return Err(format!("metric `{metric}` needs [baselines] {field}, which is not set"));
+        }
+        if expect.at_least.is_none() && expect.at_most.is_none() {
+            return Err(format!("metric `{metric}` has no bound, expected at_least or at_most"));
+        }
+        match expect.at_round.filter(|&round| round > self.server.rounds) {
+            Some(round) => Err(format!("`at_round` is {round}, expected at most [server] rounds = {}", self.server.rounds)),
+            None => Ok(()),
+        }
     }
 
     /// Identifies what one seed of this experiment computes: a SHA-256 over every field that can change its results,
@@ -253,6 +292,20 @@ impl ExperimentConfig {
         self.expect.clear();
         self
     }
+}
+
+/// A deserialiser's message without the names of Rust types, which say nothing to the writer of a file.
+fn plain_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
+    let plain = match expected {
+        "f64" | "f32" => "a number",
+        "u64" | "usize" | "u32" => "a whole number of at least 0",
+        word if word.starts_with("struct ") || word.starts_with("internally tagged enum ") => "a table",
+        word if word.starts_with("a map") => "a table",
+        "a sequence" => "a list, as in [0, 1]",
+        word => word,
+    };
+    format!("{found}, expected {plain}")
 }
 
 /// Applies `table.field=value`; the value is TOML, or a string where it is not.

@@ -1,0 +1,288 @@
+//! The server loop: any number of workers, interruption anywhere, failing clients; the same bits.
+#![allow(clippy::unwrap_used)]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use fedburn_core::{
+    Aggregate, AggregateError, ClientId, EvaluateError, Evaluator, Event, Mean, MeanStrategy, Metrics, Observer,
+    ParamVector, PerClientStrategy, Round, RoundIndex, RoundMean, Seed, ServerTransport, StateDict, StateError,
+    StopReason, Strategy, UpdateSet,
+};
+use fedburn_runtime::{
+    Availability, AvailabilityConfig, CheckpointDir, DiskStore, DroppingOut, ReachableOnly, RunSummary, SamplerConfig,
+    Server, ServerConfig, ServerError,
+};
+use fedburn_testkit::{EchoPopulation, schema, vector};
+use fedburn_transport::InProcess;
+
+/// Keeps a running average of the means, so that lost state shows.
+struct Momentum<B: Backend>(Option<ParamVector<B>>);
+
+impl<B: Backend> MeanStrategy<B> for Momentum<B> {
+    fn name(&self) -> &'static str {
+        "momentum"
+    }
+
+    fn step(&mut self, round: &Round<'_, B>, mean: &RoundMean<B>) -> Result<Aggregate<B>, AggregateError> {
+        let schema = |source| AggregateError::Schema { round: round.index, source };
+        let step = mean.params.minus(round.global).map_err(schema)?;
+        let velocity = match &self.0 {
+            Some(old) => step.with_values(old.values().clone() * 0.5 + step.values().clone()).map_err(schema)?,
+            None => step,
+        };
+        let next = velocity.with_values(round.global.values().clone() + velocity.values().clone()).map_err(schema)?;
+        self.0 = Some(velocity);
+        Ok(Aggregate { deploy: Some(mean.params.clone()), ..next.into() })
+    }
+
+    fn state(&self) -> StateDict {
+        let mut state = StateDict::new();
+        if let Some(velocity) = &self.0 {
+            state.insert_params("velocity", velocity);
+        }
+        state
+    }
+
+    fn restore(&mut self, mut state: StateDict) -> Result<(), StateError> {
+        self.0 = match state.is_empty() {
+            true => None,
+            false => Some(state.take_params("velocity", &model(), &Default::default())?),
+        };
+        state.expect_empty()
+    }
+}
+
+/// The update of the client with the most examples: sees every update, keeps nothing.
+struct Largest;
+
+impl<B: Backend> PerClientStrategy<B> for Largest {
+    fn name(&self) -> &'static str {
+        "largest"
+    }
+
+    fn aggregate(&mut self, _: &Round<'_, B>, updates: &UpdateSet<B>) -> Result<Aggregate<B>, AggregateError> {
+        let best = updates.iter().max_by_key(|u| (u.local.num_examples, u.client)).unwrap();
+        Ok(best.local.params.clone().into())
+    }
+}
+
+fn model() -> Arc<fedburn_core::ParamSchema> {
+    schema(&[5, 2])
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Mean,
+    PerClient,
+}
+
+impl Kind {
+    fn build<B: Backend>(self) -> Strategy<B> {
+        match self {
+            Self::Mean => Strategy::Mean(Box::new(Momentum(None))),
+            Self::PerClient => Strategy::PerClient(Box::new(Largest)),
+        }
+    }
+}
+
+/// The sum of the vector: cheap, and different for every vector.
+struct Sum;
+
+impl<B: Backend> Evaluator<B> for Sum {
+    fn evaluate(&mut self, global: &ParamVector<B>) -> Result<Metrics, EvaluateError> {
+        let sum = global.to_host().into_iter().map(f64::from).sum();
+        Ok(Metrics::new().with(Metrics::LOSS, Mean::new(sum, 1.0)))
+    }
+}
+
+/// Keeps every event, and asks for a stop after a round.
+#[derive(Default)]
+struct Log {
+    events: Vec<Event>,
+    stop_after: Option<u64>,
+}
+
+impl Observer for Log {
+    fn on_event(&mut self, event: &Event) -> ControlFlow<StopReason> {
+        self.events.push(event.clone());
+        match (event, self.stop_after) {
+            (Event::RoundCommitted { round, .. }, Some(stop)) if round.0 >= stop => {
+                ControlFlow::Break(StopReason("enough".to_owned()))
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+}
+
+const ROUNDS: u64 = 12;
+
+fn availability() -> Availability {
+    AvailabilityConfig { probability: 0.8, dropout: 0.2 }.build().unwrap()
+}
+
+/// A federation of 30 unreliable, stateful clients whose state and checkpoints are in `dir`, resumed if it was begun.
+fn server<B: Backend>(kind: Kind, workers: usize, dir: &Path) -> Server<B> {
+    let (seed, device) = (Seed::new(9), B::Device::default());
+    let checkpoints = CheckpointDir::open(dir.join("checkpoint")).unwrap();
+    let found = checkpoints.latest::<B>(&model(), &device).unwrap();
+    let after = found.as_ref().map_or(RoundIndex(0), |c| c.round);
+    let store = Arc::new(DiskStore::open(dir.join("clients"), after).unwrap());
+    let transport = InProcess::new(Arc::new(EchoPopulation::new(30)), Some(store), workers).unwrap();
+    let sampler = SamplerConfig::Uniform { per_round: 8 }.build(&ServerTransport::<B>::clients(&transport)).unwrap();
+    let sampler = Box::new(ReachableOnly::new(sampler, availability(), seed));
+    let transport = DroppingOut::new(transport, availability(), seed);
+    let config = ServerConfig { min_updates: 5, checkpoint_every: 3, ..ServerConfig::new(ROUNDS) };
+    let global = vector(&[0.0; 7], &model(), &device);
+    let server = Server::new(config, transport, kind.build(), sampler, global, seed).unwrap();
+    let server = server.with_evaluator(Sum).with_checkpoints(checkpoints, "run");
+    match found {
+        Some(checkpoint) => server.resume(checkpoint).unwrap(),
+        None => server,
+    }
+}
+
+fn run<B: Backend>(kind: Kind, workers: usize) -> (RunSummary<B>, Vec<Event>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::default();
+    let summary = server::<B>(kind, workers, dir.path()).run(&mut [&mut log]).unwrap();
+    (summary, log.events.into_iter().map(without_time).collect())
+}
+
+fn without_time(event: Event) -> Event {
+    match event {
+        Event::RoundCommitted { round, updates, failures, metrics, bytes_down, bytes_up, .. } => {
+            Event::RoundCommitted { round, updates, failures, metrics, bytes_down, bytes_up, seconds: 0.0 }
+        }
+        Event::RoundAbandoned { round, reason, updates, failures, bytes_down, bytes_up, .. } => {
+            Event::RoundAbandoned { round, reason, updates, failures, bytes_down, bytes_up, seconds: 0.0 }
+        }
+        other => other,
+    }
+}
+
+fn bits<B: Backend>(params: &ParamVector<B>) -> Vec<u32> {
+    params.to_host().into_iter().map(f32::to_bits).collect()
+}
+
+/// Client events come in order of arrival, which is the one thing that may differ.
+fn sorted(mut events: Vec<Event>) -> Vec<String> {
+    events.sort_by_key(|event| match event {
+        Event::ClientTrained { round, client, .. } | Event::ClientFailed { round, client, .. } => {
+            (round.0, 1, client.0)
+        }
+        Event::RoundStarted { round, .. } => (round.0, 0, 0),
+        other => (other.round().0, 2, 0),
+    });
+    events.iter().map(|event| format!("{event:?}")).collect()
+}
+
+fn workers_do_not_matter<B: Backend>() {
+    for kind in [Kind::Mean, Kind::PerClient] {
+        let (one, events) = run::<B>(kind, 1);
+        for workers in [2, 5] {
+            let (many, more) = run::<B>(kind, workers);
+            assert_eq!(bits(&one.deployed), bits(&many.deployed));
+            assert_eq!(sorted(events.clone()), sorted(more));
+        }
+        let failures = events.iter().filter(|e| matches!(e, Event::ClientFailed { .. })).count();
+        assert!(failures > 3, "clients fail in this run: {failures}");
+        assert!(events.iter().any(|e| matches!(e, Event::RoundAbandoned { .. })), "and some round misses its quorum");
+    }
+}
+
+#[test]
+fn workers_do_not_matter_on_flex() {
+    workers_do_not_matter::<Flex>();
+}
+
+#[test]
+fn workers_do_not_matter_on_ndarray() {
+    workers_do_not_matter::<NdArray>();
+}
+
+#[test]
+fn a_run_stopped_after_any_round_and_resumed_equals_an_uninterrupted_one() {
+    for kind in [Kind::Mean, Kind::PerClient] {
+        let (whole, events) = run::<Flex>(kind, 2);
+        for stop in 1..ROUNDS {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = Log { stop_after: Some(stop), ..Log::default() };
+            let first = server::<Flex>(kind, 2, dir.path()).run(&mut [&mut log]).unwrap();
+            assert_eq!(first.stopped, Some(StopReason("enough".to_owned())));
+            let mut rest = Log::default();
+            let mut server = server::<Flex>(kind, 1, dir.path());
+            assert_eq!(server.finished(), first.round, "a stop leaves a checkpoint");
+            let summary = server.run(&mut [&mut rest]).unwrap();
+            assert_eq!(bits(&summary.deployed), bits(&whole.deployed));
+            assert_eq!(bits(server.coordinator().global()).len(), 7);
+            let same = |t: fedburn_runtime::RunTotals| (t.updates, t.failures, t.abandoned, t.bytes_down, t.bytes_up);
+            assert_eq!(same(summary.totals), same(whole.totals));
+            let rounds = |events: &[Event]| {
+                let commits =
+                    events.iter().filter(|e| matches!(e, Event::RoundCommitted { .. } | Event::RoundAbandoned { .. }));
+                commits.cloned().map(without_time).map(|e| format!("{e:?}")).collect::<Vec<_>>()
+            };
+            assert_eq!([rounds(&log.events), rounds(&rest.events)].concat(), rounds(&events));
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_has_nothing_left_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let done = server::<Flex>(Kind::Mean, 2, dir.path()).run(&mut []).unwrap();
+    let mut log = Log::default();
+    let again = server::<Flex>(Kind::Mean, 2, dir.path()).run(&mut [&mut log]).unwrap();
+    assert_eq!(bits(&again.deployed), bits(&done.deployed));
+    assert_eq!(log.events.len(), 2, "begun and ended, nothing between: {:?}", log.events);
+}
+
+#[test]
+fn checkpoints_of_another_run_or_strategy_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    server::<Flex>(Kind::Mean, 1, dir.path()).run(&mut []).unwrap();
+    let checkpoints = CheckpointDir::open(dir.path().join("checkpoint")).unwrap();
+    let found = || checkpoints.latest::<Flex>(&model(), &Default::default()).unwrap().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    assert!(matches!(
+        server::<Flex>(Kind::PerClient, 1, other.path()).resume(found()),
+        Err(ServerError::Checkpoint { .. })
+    ));
+    let mut renamed = found();
+    renamed.config_hash = "another".to_owned();
+    assert!(matches!(server::<Flex>(Kind::Mean, 1, other.path()).resume(renamed), Err(ServerError::Checkpoint { .. })));
+}
+
+#[test]
+fn clients_measure_the_deployed_model_after_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = server::<Flex>(Kind::Mean, 2, dir.path());
+    let summary = server.run(&mut []).unwrap();
+    let sum: f64 = summary.deployed.to_host().into_iter().map(f64::from).sum();
+    let mut log = Log::default();
+    let measured = server.evaluate_clients(&[ClientId(3), ClientId(1), ClientId(99)], &mut [&mut log]);
+    assert_eq!(measured.iter().map(|(c, _)| c.0).collect::<Vec<_>>(), [1, 3], "sorted, unknown clients left out");
+    assert!(measured.iter().all(|(_, m)| m.get(Metrics::LOSS) == Some(sum)));
+    assert_eq!(log.events.len(), 2);
+}
+
+#[test]
+fn impossible_settings_are_refused_by_name() {
+    for (config, field) in [
+        (ServerConfig::new(0), "rounds"),
+        (ServerConfig { min_updates: 0, ..ServerConfig::new(1) }, "min_updates"),
+        (ServerConfig { timeout_secs: f64::NAN, ..ServerConfig::new(1) }, "timeout_secs"),
+        (ServerConfig { timeout_secs: 0.0, ..ServerConfig::new(1) }, "timeout_secs"),
+    ] {
+        assert!(config.check().unwrap_err().to_string().contains(field));
+    }
+    assert_eq!(
+        ServerConfig { timeout_secs: f64::INFINITY, ..ServerConfig::new(1) }.timeout(),
+        std::time::Duration::MAX
+    );
+}
