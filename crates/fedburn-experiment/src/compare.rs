@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::format::{mebibytes, mean_sd};
+use crate::format::{mean_sd, mebibytes};
 use crate::results::{ExperimentResults, SeedResults};
 use crate::table::Table;
 use crate::{Metric, Spread};
@@ -88,11 +88,7 @@ pub enum CompareError {
 ///
 /// # Errors
 /// [`CompareError::NoCommonRound`] for [`CompareAt::LastCommonRound`] without one.
-pub fn compare(
-    experiments: &[ExperimentResults],
-    metric: Metric,
-    at: CompareAt,
-) -> Result<Comparison, CompareError> {
+pub fn compare(experiments: &[ExperimentResults], metric: Metric, at: CompareAt) -> Result<Comparison, CompareError> {
     let round = match at {
         CompareAt::LastCommonRound => Some(last_common_round(experiments, metric)?),
         CompareAt::Round { round } => Some(round),
@@ -109,7 +105,8 @@ pub fn compare(
         }
         let lacking = row.seeds.iter().filter(|seed| seed.round.is_none()).count();
         if lacking > 0 {
-            let what = if round.is_some() { format!("have no {metric} at that round") } else { "do not reach it".into() };
+            let what =
+                if round.is_some() { format!("have no {metric} at that round") } else { "do not reach it".into() };
             notes.push(format!("{}: {lacking} of {} seeds {what}", experiment.name, row.seeds.len()));
         }
     }

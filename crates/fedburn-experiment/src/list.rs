@@ -40,7 +40,7 @@ pub struct ListedSeed {
 #[non_exhaustive]
 pub enum ListError {
     /// A folder cannot be read.
-    #[error("{} cannot be read", path.display())]
+    #[error("the folder of experiments {} cannot be read; --configs says where it is", path.display())]
     Read {
         /// The folder.
         path: PathBuf,
@@ -152,7 +152,11 @@ mod tests {
             fs::create_dir_all(configs.join(suite)).unwrap();
             fs::write(configs.join(suite).join(name), text).unwrap();
         };
-        file("quick", "quick.toml", "title = \"Quick\"\nreference = \"A. Author, 2017, table 1\"\nseeds = [0, 1, 2, 5]\n");
+        file(
+            "quick",
+            "quick.toml",
+            "title = \"Quick\"\nreference = \"A. Author, 2017, table 1\"\nseeds = [0, 1, 2, 5]\n",
+        );
         file("other", "bad.toml", "title = ");
         file("other", "notes.md", "no experiment");
         let mut partial = fixture::finished(&[Some(0.1), Some(0.2)]);

@@ -96,9 +96,7 @@ impl Metric {
             Self::AccuracyOverCentralised => {
                 Some(row.accuracy? - run.baselines.as_ref()?.centralised_final()?.accuracy?)
             }
-            Self::AccuracyOverLocalOnly => {
-                Some(row.accuracy? - run.baselines.as_ref()?.local_only_accuracy()?.mean)
-            }
+            Self::AccuracyOverLocalOnly => Some(row.accuracy? - run.baselines.as_ref()?.local_only_accuracy()?.mean),
         }
     }
 

@@ -354,8 +354,7 @@ impl SeedResults {
         found.clients = read_csv(dir, "clients.csv", problems);
         found.incidents = read_incidents(dir, problems);
         let rows: Vec<RoundRow> = read_csv(dir, "rounds.csv", problems);
-        found.rounds =
-            rows.into_iter().map(|row| (row.round, row)).collect::<BTreeMap<_, _>>().into_values().collect();
+        found.rounds = rows.into_iter().map(|row| (row.round, row)).collect::<BTreeMap<_, _>>().into_values().collect();
         found
     }
 
@@ -422,9 +421,11 @@ impl ExperimentResults {
 
     /// The title in the resolved configuration, else the name.
     pub fn title(&self) -> String {
-        let title = self.seeds.iter().filter_map(|seed| seed.config.as_deref()).find_map(|config| {
-            Some(config.parse::<toml::Table>().ok()?.get("title")?.as_str()?.to_owned())
-        });
+        let title = self
+            .seeds
+            .iter()
+            .filter_map(|seed| seed.config.as_deref())
+            .find_map(|config| Some(config.parse::<toml::Table>().ok()?.get("title")?.as_str()?.to_owned()));
         title.unwrap_or_else(|| self.name.clone())
     }
 

@@ -73,7 +73,8 @@ impl Chart<'_> {
         let mut drawn = String::new();
         self.draw(&mut drawn, (FINE * width, FINE * height), x_range, y_range).ok()?;
         let (_, body) = drawn.split_once('>')?;
-        let mut svg = format!(r#"<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{height}" "#);
+        let mut svg =
+            format!(r#"<svg xmlns="http://www.w3.org/2000/svg" class="chart" width="{width}" height="{height}" "#);
         write!(svg, r#"viewBox="0 0 {} {}" role="img" aria-label=""#, FINE * width, FINE * height).ok()?;
         write!(Escaper::new(&mut svg), "{}", self.alt).ok()?;
         Some(svg + "\">" + body)
@@ -199,7 +200,9 @@ impl Scale {
 impl Mark {
     fn xs(&self) -> Vec<f64> {
         match self {
-            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => points.iter().map(|point| point.0).collect(),
+            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => {
+                points.iter().map(|point| point.0).collect()
+            }
             Self::Band(points) => points.iter().map(|point| point.0).collect(),
             Self::Level(_) => Vec::new(),
         }
@@ -207,7 +210,9 @@ impl Mark {
 
     fn ys(&self) -> Vec<f64> {
         match self {
-            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => points.iter().map(|point| point.1).collect(),
+            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => {
+                points.iter().map(|point| point.1).collect()
+            }
             Self::Band(points) => points.iter().flat_map(|&(_, low, high)| [low, high]).collect(),
             Self::Level(level) => vec![*level],
         }
@@ -291,7 +296,9 @@ mod tests {
             for points in [vec![(1.0, 0.0)], vec![(1.0, 1.0), (2.0, 1.0)], vec![(1.0, 1e300), (2.0, f64::INFINITY)]] {
                 let svg = chart(Mark::Line(points), scale).svg(600, 300).unwrap();
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
-                assert!(svg.contains("a &lt; b") && svg.contains("a &quot;&lt;test&gt;&quot;") && svg.ends_with("</svg>\n"));
+                assert!(
+                    svg.contains("a &lt; b") && svg.contains("a &quot;&lt;test&gt;&quot;") && svg.ends_with("</svg>\n")
+                );
             }
         }
     }

@@ -54,7 +54,11 @@ pub(super) fn traffic(results: &ExperimentResults) -> Chart<'static> {
 /// Seconds of each round with their range over seeds.
 pub(super) fn seconds(results: &ExperimentResults) -> Chart<'static> {
     let points: Vec<_> = trained_rounds(results, Metric::Seconds).collect();
-    rounds_chart("seconds per round", Scale::Amount, spread_series(&points, "mean over seeds", 0, results.counted().len()))
+    rounds_chart(
+        "seconds per round",
+        Scale::Amount,
+        spread_series(&points, "mean over seeds", 0, results.counted().len()),
+    )
 }
 
 /// Clients that failed in each round, mean over seeds.
@@ -107,7 +111,9 @@ pub(super) fn sorted_accuracy(clients: &[ClientRow]) -> Vec<f64> {
 fn quantiles(sorted: &[f64]) -> Vec<(f64, f64)> {
     let points = sorted.len().min(401);
     let share = |point: usize| if points > 1 { point as f64 / (points - 1) as f64 } else { 0.5 };
-    (0..points).map(|point| (share(point), sorted[(share(point) * (sorted.len() - 1) as f64).round() as usize])).collect()
+    (0..points)
+        .map(|point| (share(point), sorted[(share(point) * (sorted.len() - 1) as f64).round() as usize]))
+        .collect()
 }
 
 fn rounds_chart(label: &'static str, scale: Scale, series: Vec<Series>) -> Chart<'static> {
@@ -120,7 +126,8 @@ fn over_seeds(results: &ExperimentResults, metric: Metric, label: &str, colour: 
     let points = curve(results, metric);
     let mut series = spread_series(&points, label, colour, results.counted().len());
     let unfinished = results.seeds.iter().filter(|run| run.status() != SeedStatus::Finished);
-    let faint = unfinished.map(|run| metric.series(run).map(|(round, value)| (round as f64, value)).collect::<Vec<_>>());
+    let faint =
+        unfinished.map(|run| metric.series(run).map(|(round, value)| (round as f64, value)).collect::<Vec<_>>());
     for (index, points) in faint.filter(|points| !points.is_empty()).enumerate() {
         let label = (index == 0 && metric != Metric::TrainLoss).then(|| "unfinished seeds".into());
         series.push(Series { label, colour: PALETTE[6], mark: Mark::Faint(points) });

@@ -38,7 +38,7 @@ pub fn markdown(experiments: &[ExperimentResults]) -> String {
                 escaped(&info.fedburn_version),
                 info.revision.as_ref().map(|revision| format!(" ({})", escaped(revision))).unwrap_or_default(),
                 escaped(&info.burn_version),
-                escaped(&info.rustc_version),
+                escaped(info.rustc_version.trim_start_matches("rustc ")),
                 escaped(&info.backend),
                 escaped(&info.device),
                 info.cores,
@@ -82,7 +82,11 @@ fn line(results: &ExperimentResults) -> String {
     };
     let cells = [
         escaped(&results.name),
-        format!("{} of {}", results.seeds.iter().filter(|run| run.status() == SeedStatus::Finished).count(), results.seeds.len()),
+        format!(
+            "{} of {}",
+            results.seeds.iter().filter(|run| run.status() == SeedStatus::Finished).count(),
+            results.seeds.len()
+        ),
         over(|s| Some(s.rounds as f64), |rounds| format!("{rounds:.0}")).replace(" ± 0", ""),
         over(|s| Some(s.final_accuracy?.value), percent),
         over(|s| Some(s.best_accuracy?.value), percent),
@@ -137,7 +141,10 @@ mod tests {
         run.baselines = Some(baselines(0.9, &[0.1]));
         interrupt(&mut run, 1);
         let text = markdown(&[experiment("s/n", vec![run])]);
-        assert!(text.contains("&lt;b>\\*\\|x\\|\\*&lt;/b>") && text.contains("Seed 0: partial (round 1 of 2)."), "{text}");
+        assert!(
+            text.contains("&lt;b>\\*\\|x\\|\\*&lt;/b>") && text.contains("Seed 0: partial (round 1 of 2)."),
+            "{text}"
+        );
         assert_eq!(text.matches("```").count(), 2);
         assert!(!text.contains("NaN"));
     }

@@ -28,7 +28,7 @@ pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
                 header {
                     h1 { (title) }
                     p class="under" { (results.name) " · " (states(results)) }
-                    p class="lead" { (headline(results)) }
+                    p class="lead" { (sentence(results)) }
                 }
                 main {
                     (result(results))
@@ -66,7 +66,7 @@ fn states(results: &ExperimentResults) -> String {
 }
 
 /// The one sentence to remember.
-fn headline(results: &ExperimentResults) -> Markup {
+fn sentence(results: &ExperimentResults) -> Markup {
     let figure = |of: fn(&Summary) -> Option<f64>| results.spread(|run| of(&run.figures()));
     let Some(accuracy) = figure(|s| Some(s.final_accuracy?.value)) else {
         return markup! { "No accuracy was measured yet." };
@@ -77,7 +77,8 @@ fn headline(results: &ExperimentResults) -> Markup {
         format!("{} {} {other}", distance.trim_start_matches('+'), if lead < 0.0 { "below" } else { "above" })
     };
     let centralised = lead(figure(|s| s.baselines.centralised)).map(|lead| side(lead, "centralised training"));
-    let alone = lead(figure(|s| s.baselines.local_only_mean)).map(|lead| side(lead, "the mean of clients trained alone"));
+    let alone =
+        lead(figure(|s| s.baselines.local_only_mean)).map(|lead| side(lead, "the mean of clients trained alone"));
     let sides: Vec<_> = [centralised, alone].into_iter().flatten().collect();
     let seeds = if accuracy.n == 1 { "one seed".into() } else { format!("{} seeds", accuracy.n) };
     markup! {
@@ -240,7 +241,8 @@ fn failures(results: &ExperimentResults) -> Markup {
     });
     let failed: Vec<_> = failed.collect();
     let problems = || results.seeds.iter().flat_map(|run| run.problems.iter().map(move |problem| (run.seed, problem)));
-    let incidents = || results.seeds.iter().flat_map(|run| run.incidents.iter().map(move |(what, n)| (run.seed, what, n)));
+    let incidents =
+        || results.seeds.iter().flat_map(|run| run.incidents.iter().map(move |(what, n)| (run.seed, what, n)));
     markup! {
         section id="failures" {
             h2 { "Failures" }
@@ -277,7 +279,7 @@ fn repetition(results: &ExperimentResults) -> Markup {
                     td {
                         "fedburn " (info.fedburn_version)
                         @if let Some(revision) = &info.revision { " (" (brief(revision)) ")" }
-                        ", burn " (info.burn_version) ", rustc " (info.rustc_version)
+                        ", burn " (info.burn_version) ", rustc " (info.rustc_version.trim_start_matches("rustc "))
                     }
                     td { (info.backend) " on " (info.device) ", " (info.cores) " cores, " (info.os) }
                     td { (utc(info.started)) }
@@ -385,7 +387,10 @@ mod tests {
         assert!(one.contains("50.00 % (30.00–70.00)"));
         let five = page(&experiment("s/n", [0.8, 0.82, 0.84, 0.86, 0.88].map(run).to_vec()), &[]);
         assert!(five.contains("84.00 ± 3.16 %") && five.contains("range of 5 seeds"));
-        assert!(five.contains("seed 4") && five.contains("<td>0, 1, 2, 3, 4</td>"), "the split that all share is one row");
+        assert!(
+            five.contains("seed 4") && five.contains("<td>0, 1, 2, 3, 4</td>"),
+            "the split that all share is one row"
+        );
     }
 
     #[test]
@@ -402,7 +407,8 @@ mod tests {
     fn partial_and_failed_seeds_are_shown_as_such() {
         let mut runs = vec![run(0.9), run(0.5), run(0.1)];
         interrupt(&mut runs[1], 2);
-        runs[2].run.as_mut().unwrap().status = RunStatus::Failed { cause: vec!["round 4".into(), "disk <full>".into()] };
+        runs[2].run.as_mut().unwrap().status =
+            RunStatus::Failed { cause: vec!["round 4".into(), "disk <full>".into()] };
         runs[2].problems.push("rounds.csv: line 3".into());
         let page = page(&experiment("s/n", runs), &[]);
         assert!(page.contains("1 seed finished, 1 partial, 1 failed"));
@@ -426,7 +432,12 @@ mod tests {
     #[test]
     fn verdicts_are_shown() {
         let results = experiment("s/n", vec![run(0.9)]);
-        let claim = |at_least| ExpectConfig { metric: "accuracy".into(), at_round: None, at_least: Some(at_least), at_most: None };
+        let claim = |at_least| ExpectConfig {
+            metric: "accuracy".into(),
+            at_round: None,
+            at_least: Some(at_least),
+            at_most: None,
+        };
         let page = page(&results, &check(Some(&results), &[0], &[claim(0.8), claim(0.95)]));
         assert!(page.contains("✓ met") && page.contains("✗ missed") && page.contains("below the claim"));
     }
