@@ -38,7 +38,7 @@ pub fn strategy_laws<B: Backend>(make: impl Fn() -> Strategy<B>, convexity: Conv
             config.clone(),
             proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),
         )
-        .run(&case(), |c| check(c))
+        .run(&case(), check)
         {
             panic!("`{}` breaks the law «{law}»: {error}", make().name());
         }
