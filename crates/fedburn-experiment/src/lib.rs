@@ -35,6 +35,7 @@ pub mod cli;
 pub mod compare;
 pub mod config;
 pub mod fetch;
+mod files;
 #[cfg(test)]
 mod fixture;
 mod format;

@@ -7,16 +7,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use fedburn::core::Event;
 use fedburn::data::PartitionStatistics;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Spread;
+pub use crate::files::{ResultsError, write_atomic, write_csv, write_json};
+use crate::files::{noted, open, optional, read_csv, read_json};
 
 /// Where and how a run was made: `run.json`, written at its start and again at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -441,97 +442,11 @@ impl ExperimentResults {
     }
 }
 
-/// Results that cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ResultsError {
-    /// Nothing was run here.
-    #[error("{} holds no results; `cargo xtask experiment run` makes them", path.display())]
-    Missing {
-        /// The folder of the experiment.
-        path: PathBuf,
-    },
-    /// The system refused to read.
-    #[error("{} cannot be read", path.display())]
-    Read {
-        /// What was read.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The system refused to write.
-    #[error("{} cannot be written", path.display())]
-    Write {
-        /// What was to be written.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-/// Replaces a file as a whole: readers see the old bytes or all the new ones, also after a crash.
-///
-/// # Errors
-/// [`ResultsError::Write`]; the old file is then untouched and nothing is left beside it.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
-    replace(path, bytes).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
-}
-
-/// Writes a value as indented JSON with [`write_atomic`].
-///
-/// # Errors
-/// As [`write_atomic`].
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
-    let error = |e: serde_json::Error| ResultsError::Write { path: path.to_owned(), source: e.into() };
-    let mut text = serde_json::to_vec_pretty(value).map_err(error)?;
-    text.push(b'\n');
-    write_atomic(path, &text)
-}
-
-/// Writes rows with a header line as CSV with [`write_atomic`].
-///
-/// # Errors
-/// As [`write_atomic`].
-pub fn write_csv<R: Serialize>(path: &Path, rows: &[R]) -> Result<(), ResultsError> {
-    let error = |source| ResultsError::Write { path: path.to_owned(), source };
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    rows.iter().try_for_each(|row| writer.serialize(row)).map_err(|e| error(io::Error::other(e)))?;
-    write_atomic(path, &writer.into_inner().map_err(|e| error(io::Error::other(e.to_string())))?)
-}
-
 /// SHA-256 of a flat vector's little-endian bytes, hexadecimal: equal models, equal hashes.
 pub fn model_hash(values: &[f32]) -> String {
     let mut hasher = Sha256::new();
     values.iter().for_each(|value| hasher.update(value.to_le_bytes()));
     hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-type Cause = Box<dyn std::error::Error + Send + Sync>;
-
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    let mut builder = tempfile::Builder::new();
-    // A temporary file is private by default; results are meant to be read by others, as far as the umask allows.
-    #[cfg(unix)]
-    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
-    let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map(drop).map_err(|e| e.error)
-}
-
-/// The file decoded, `None` where there is none; the error names the file.
-fn optional<T>(dir: &Path, name: &str, decode: impl Fn(Vec<u8>) -> Result<T, Cause>) -> Result<Option<T>, String> {
-    match fs::read(dir.join(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{name}: {error}")),
-        Ok(bytes) => decode(bytes).map(Some).map_err(|error| format!("{name}: {error}")),
-    }
-}
-
-fn read_json<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, String> {
-    optional(dir, name, |bytes| Ok(serde_json::from_slice(&bytes)?))
 }
 
 /// Pictures need as many class counts of every client as there are classes.
@@ -543,22 +458,6 @@ fn rectangular(found: Option<PartitionStatistics>) -> Result<Option<PartitionSta
         return Ok(found);
     }
     Err("partition.json: clients have different numbers of classes".into())
-}
-
-/// The rows up to the first damaged one: a killed run may leave half a line at the end.
-fn read_csv<R: DeserializeOwned>(dir: &Path, name: &str, problems: &mut Vec<String>) -> Vec<R> {
-    let Some(bytes) = noted(problems, optional(dir, name, Ok)) else { return Vec::new() };
-    let mut rows = Vec::new();
-    for row in csv::Reader::from_reader(bytes.as_slice()).deserialize() {
-        match row {
-            Ok(row) => rows.push(row),
-            Err(error) => {
-                problems.push(format!("{name}: {error}"));
-                break;
-            }
-        }
-    }
-    rows
 }
 
 /// Counts failures by their words. Events of a round that was run twice, before and after a resumption, count once.
@@ -591,20 +490,6 @@ fn read_incidents(dir: &Path, problems: &mut Vec<String>) -> BTreeMap<String, u6
     let mut counts = BTreeMap::new();
     told.into_values().for_each(|what| *counts.entry(what).or_default() += 1);
     counts
-}
-
-fn open(dir: &Path, name: &str) -> Result<Option<fs::File>, String> {
-    match fs::File::open(dir.join(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        file => file.map(Some).map_err(|error| format!("{name}: {error}")),
-    }
-}
-
-fn noted<T>(problems: &mut Vec<String>, read: Result<Option<T>, String>) -> Option<T> {
-    read.unwrap_or_else(|problem| {
-        problems.push(problem);
-        None
-    })
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -732,17 +617,6 @@ mod tests {
         assert_eq!(summary.best_loss.unwrap().round, 2);
         assert_eq!(summary.failures, 1);
         assert_eq!(Summary::of_rounds("00", 1, &[]).seconds_per_round, None);
-    }
-
-    #[test]
-    fn files_are_replaced_as_a_whole() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b.json");
-        write_json(&path, &[1, 2, 3]).unwrap();
-        write_json(&path, &[4]).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  4\n]\n");
-        assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1, "nothing is left beside it");
-        assert!(matches!(write_json(dir.path(), &1), Err(ResultsError::Write { .. })), "a folder is in the way");
     }
 
     #[test]
