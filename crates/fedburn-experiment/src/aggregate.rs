@@ -1,6 +1,6 @@
 //! `fedburn aggregate`: any strategy applied to safetensors files of any tool, without training.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,14 +8,15 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{
-    AggregateError, ClientFailure, ClientId, ClientInfo, ClientReport, Event, LocalUpdate, Metrics, Outcome, ParamEntry, ParamKind,
-    ParamSchema, ParamVector, Reply, RoundIndex, SchemaError, Seed, SideInfo, StateDict, StateError,
+    AggregateError, ClientFailure, ClientId, ClientInfo, ClientReport, Event, LocalUpdate, Metrics, Outcome,
+    ParamEntry, ParamKind, ParamSchema, ParamVector, Reply, RoundIndex, SchemaError, Seed, SideInfo, StateDict,
+    StateError,
 };
 use fedburn::ops::Kernels;
 use fedburn::runtime::{Coordinator, Effect, Input, RestoreError, SamplerConfig, SamplerError};
 use fedburn::strategies::{StrategyConfig, StrategyConfigError};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors};
 use thiserror::Error;
 
 use crate::backend::BackendJob;
@@ -134,8 +135,12 @@ fn combine<B: Backend>(files: &AggregateFiles, device: &B::Device) -> Result<Agg
     let global = Tensors::read(&files.global)?;
     let schema = Arc::new(global.schema()?);
     let vector = |tensors: &Tensors| ParamVector::<B>::from_host(tensors.floats(), schema.clone(), device);
-    let clients: Vec<_> =
-        files.updates.iter().enumerate().map(|(k, (_, n))| ClientInfo { id: ClientId(k as u64), num_examples: *n }).collect();
+    let clients: Vec<_> = files
+        .updates
+        .iter()
+        .enumerate()
+        .map(|(k, (_, n))| ClientInfo { id: ClientId(k as u64), num_examples: *n })
+        .collect();
     if let Some((path, _)) = files.updates.iter().find(|(_, n)| *n == 0) {
         return Err(refuse(path, "0 examples, expected at least 1; leave the client out instead".to_owned()));
     }
@@ -148,12 +153,12 @@ fn combine<B: Backend>(files: &AggregateFiles, device: &B::Device) -> Result<Agg
         coordinator.restore(round, global, None, state).map_err(|e: RestoreError| refuse(path, e.to_string()))?;
     }
 
-    let mut integers = global.integers();
+    let mut integers = BTreeMap::new();
     let mut effects = coordinator.step(Input::Begin(&clients), Duration::ZERO)?;
     for (info, (path, num_examples)) in clients.iter().zip(&files.updates) {
         let tensors = Tensors::read(path)?;
         global.ensure_like(&tensors, path)?;
-        tensors.integers().iter().for_each(|(name, values)| maximum(&mut integers, name, values));
+        tensors.integers().into_iter().for_each(|(name, values)| maximum(&mut integers, name, values));
         let local = LocalUpdate {
             params: vector(&tensors)?,
             num_examples: *num_examples,
@@ -201,35 +206,45 @@ fn combine<B: Backend>(files: &AggregateFiles, device: &B::Device) -> Result<Agg
     })
 }
 
-/// A safetensors file in memory, its tensors sorted by name.
+/// A safetensors file in memory.
 struct Tensors {
     path: PathBuf,
-    metadata: Option<HashMap<String, String>>,
+    /// The length of the header and the header itself, as the file has them.
+    header: Vec<u8>,
+    /// Sorted by name.
     entries: BTreeMap<String, StoredTensor>,
 }
 
 struct StoredTensor {
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Where the data begin, counted from the end of the header.
+    offset: usize,
     data: Vec<u8>,
 }
 
 impl Tensors {
     fn read(path: &Path) -> Result<Self, AggregateFilesError> {
-        let bytes = read(path)?;
+        let mut bytes = read(path)?;
         let damaged = |e: safetensors::SafeTensorError| refuse(path, format!("not a whole safetensors file: {e}"));
-        let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+        let (length, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
+        let body = bytes.split_off(8 + length);
         let mut entries = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            if !is_float(view.dtype()) && integer_size(view.dtype()).is_none() {
-                return Err(refuse(path, format!("tensor `{name}` is {:?}, expected a float, integer or boolean type", view.dtype())));
+        for (name, info) in header.tensors() {
+            let (dtype, shape, (offset, end)) = (info.dtype, info.shape.clone(), info.data_offsets);
+            if !is_float(dtype) && integer_size(dtype).is_none() {
+                let reason = format!("tensor `{name}` is {dtype:?}, expected a float, integer or boolean type");
+                return Err(refuse(path, reason));
             }
-            entries.insert(name, StoredTensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data().to_vec() });
+            let Some(data) = body.get(offset..end).map(<[u8]>::to_vec) else {
+                return Err(refuse(path, format!("not a whole safetensors file: tensor `{name}` is cut off")));
+            };
+            entries.insert(name, StoredTensor { dtype, shape, offset, data });
         }
-        let tensors = Self { path: path.to_owned(), metadata: header.metadata().clone(), entries };
+        let tensors = Self { path: path.to_owned(), header: bytes, entries };
         if let Some(name) = tensors.non_finite() {
-            return Err(refuse(path, format!("tensor `{name}` holds a NaN or an infinity")));
+            let reason = "holds a NaN, an infinity or a value beyond the range of 32-bit floats";
+            return Err(refuse(path, format!("tensor `{name}` {reason}")));
         }
         Ok(tensors)
     }
@@ -240,7 +255,9 @@ impl Tensors {
 
     /// Checked on the file's own type: an `F64` beyond the range of `f32` is no usable parameter either.
     fn non_finite(&self) -> Option<&String> {
-        self.float_entries().find(|(_, t)| decode(t).iter().any(|v| !v.is_finite())).map(|(name, _)| name)
+        self.float_entries()
+            .find(|(_, t)| decode(t.dtype, &t.data).iter().any(|v| !v.is_finite()))
+            .map(|(name, _)| name)
     }
 
     fn schema(&self) -> Result<ParamSchema, AggregateFilesError> {
@@ -257,7 +274,7 @@ impl Tensors {
     }
 
     fn floats(&self) -> Vec<f32> {
-        self.float_entries().flat_map(|(_, t)| decode(t)).collect()
+        self.float_entries().flat_map(|(_, t)| decode(t.dtype, &t.data)).collect()
     }
 
     fn integers(&self) -> BTreeMap<String, Vec<i128>> {
@@ -273,7 +290,8 @@ impl Tensors {
             };
             if (found.dtype, &found.shape) != (expected.dtype, &expected.shape) {
                 let (f, e) = (found, expected);
-                let reason = format!("tensor `{name}` is {:?} {:?}, expected {:?} {:?}", f.dtype, f.shape, e.dtype, e.shape);
+                let reason =
+                    format!("tensor `{name}` is {:?} {:?}, expected {:?} {:?}", f.dtype, f.shape, e.dtype, e.shape);
                 return Err(refuse(path, reason));
             }
         }
@@ -283,30 +301,29 @@ impl Tensors {
         }
     }
 
-    /// A file with the same names, shapes, types and metadata around other values.
+    /// The same file, with its header as it is, around other values.
     fn with(&self, floats: &[f32], integers: &BTreeMap<String, Vec<i128>>) -> Result<Vec<u8>, AggregateFilesError> {
         let mut rest = floats;
-        let mut encoded = Vec::with_capacity(self.entries.len());
+        let mut file = self.header.clone();
+        file.resize(self.header.len() + self.entries.values().map(|t| t.data.len()).sum::<usize>(), 0);
         for (name, tensor) in &self.entries {
             let data = match integers.get(name) {
                 Some(values) => encode_integers(values, tensor.dtype),
                 None => {
                     let (now, later) = rest.split_at(tensor.shape.iter().product());
                     rest = later;
-                    encode(now, tensor.dtype)
+                    let data = encode(now, tensor.dtype);
+                    if decode(tensor.dtype, &data).iter().any(|v| !v.is_finite()) {
+                        let reason = format!("the result does not fit tensor `{name}` of type {:?}", tensor.dtype);
+                        return Err(refuse(&self.path, reason));
+                    }
+                    data
                 }
             };
-            encoded.push((name, tensor, data));
+            let start = self.header.len() + tensor.offset;
+            file[start..start + data.len()].copy_from_slice(&data);
         }
-        if let Some((name, ..)) = encoded.iter().find(|(_, t, data)| {
-            is_float(t.dtype) && decode(&StoredTensor { dtype: t.dtype, shape: t.shape.clone(), data: data.clone() }).iter().any(|v| !v.is_finite())
-        }) {
-            return Err(refuse(&self.path, format!("the result does not fit the type of tensor `{name}`")));
-        }
-        let damaged = |e: safetensors::SafeTensorError| refuse(&self.path, e.to_string());
-        let views = encoded.iter().map(|(name, t, data)| Ok((name.as_str(), TensorView::new(t.dtype, t.shape.clone(), data).map_err(damaged)?)));
-        let views: Vec<_> = views.collect::<Result<_, AggregateFilesError>>()?;
-        safetensors::serialize(views, self.metadata.clone()).map_err(damaged)
+        Ok(file)
     }
 }
 
@@ -329,9 +346,8 @@ fn integer_size(dtype: Dtype) -> Option<(usize, bool)> {
     })
 }
 
-fn decode(tensor: &StoredTensor) -> Vec<f32> {
-    let data = &tensor.data;
-    match tensor.dtype {
+fn decode(dtype: Dtype, data: &[u8]) -> Vec<f32> {
+    match dtype {
         Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
         Dtype::BF16 => data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
@@ -363,9 +379,11 @@ fn encode_integers(values: &[i128], dtype: Dtype) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(size)).collect()
 }
 
-fn maximum(all: &mut BTreeMap<String, Vec<i128>>, name: &str, values: &[i128]) {
-    if let Some(best) = all.get_mut(name) {
-        best.iter_mut().zip(values).for_each(|(best, value)| *best = (*best).max(*value));
+/// Takes the first client's values, and from then on the larger ones.
+fn maximum(all: &mut BTreeMap<String, Vec<i128>>, name: String, values: Vec<i128>) {
+    match all.get_mut(&name) {
+        Some(best) => best.iter_mut().zip(values).for_each(|(best, value)| *best = (*best).max(value)),
+        None => drop(all.insert(name, values)),
     }
 }
 
@@ -387,7 +405,10 @@ fn read_state(path: &Path, strategy: &str, fingerprint: u64) -> Result<(RoundInd
         return Err(refuse(path, "is the state of another model; give another --state file".to_owned()));
     }
     if dict.take_u64(&format!("strategy.{strategy}")).is_err() {
-        return Err(refuse(path, format!("is the state of another strategy than `{strategy}`; give another --state file")));
+        return Err(refuse(
+            path,
+            format!("is the state of another strategy than `{strategy}`; give another --state file"),
+        ));
     }
     Ok((round, state))
 }
@@ -404,9 +425,17 @@ fn read(path: &Path) -> Result<Vec<u8>, AggregateFilesError> {
 fn stage(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile, AggregateFilesError> {
     let io = |source| AggregateFilesError::Io { path: path.to_owned(), source };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
+    let mut file = staging().tempfile_in(dir).map_err(io)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io)?;
     Ok(file)
+}
+
+/// Temporary files that become results: as readable as any other file, not for their owner alone.
+fn staging() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
 }
 
 fn keep(file: tempfile::NamedTempFile, path: &Path) -> Result<(), AggregateFilesError> {

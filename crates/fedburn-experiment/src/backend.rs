@@ -41,7 +41,9 @@ pub enum BackendError {
         name: String,
     },
     /// The program was built without it.
-    #[error("backend `{name}` is not in this build; build with `--features {name}` (`cargo xtask experiment run … --backend {name}` does)")]
+    #[error(
+        "backend `{name}` is not in this build; build with `--features {name}` (`cargo xtask experiment run … --backend {name}` does)"
+    )]
     NotBuilt {
         /// The backend.
         name: BackendName,
@@ -121,11 +123,14 @@ fn probe_cuda() -> Result<(), BackendError> {
             .map_err(|_| unavailable(&format!("the NVIDIA driver library {library} was not found")))?;
         let init: libloading::Symbol<'_, Init> =
             driver.get(b"cuInit\0").map_err(|_| unavailable("the NVIDIA driver library lacks cuInit"))?;
-        let count: libloading::Symbol<'_, DeviceCount> =
-            driver.get(b"cuDeviceGetCount\0").map_err(|_| unavailable("the NVIDIA driver library lacks cuDeviceGetCount"))?;
+        let count: libloading::Symbol<'_, DeviceCount> = driver
+            .get(b"cuDeviceGetCount\0")
+            .map_err(|_| unavailable("the NVIDIA driver library lacks cuDeviceGetCount"))?;
         let mut devices = 0;
         if init(0) != 0 || count(&mut devices) != 0 {
-            return Err(unavailable("the NVIDIA driver did not start (is a GPU attached and its kernel module loaded?)"));
+            return Err(unavailable(
+                "the NVIDIA driver did not start (is a GPU attached and its kernel module loaded?)",
+            ));
         }
         devices
     };
@@ -154,7 +159,10 @@ impl FromStr for BackendName {
     type Err = BackendError;
 
     fn from_str(name: &str) -> Result<Self, BackendError> {
-        Self::ALL.into_iter().find(|b| b.as_str() == name).ok_or_else(|| BackendError::Unknown { name: name.to_owned() })
+        Self::ALL
+            .into_iter()
+            .find(|b| b.as_str() == name)
+            .ok_or_else(|| BackendError::Unknown { name: name.to_owned() })
     }
 }
 

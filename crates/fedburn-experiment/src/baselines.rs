@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
-use fedburn::core::{ClientInfo, EvaluateError, Evaluator, Metrics, ModelFamily, ParamVector, Purpose, Seed, TrainError};
+use fedburn::core::{
+    ClientInfo, EvaluateError, Evaluator, Metrics, ModelFamily, ParamVector, Purpose, Seed, TrainError,
+};
 use fedburn::data::ClientData;
 use fedburn::train::{CentralError, CentralTraining, ClassifierEvaluator, ClientDataSource, LocalTraining};
 use thiserror::Error;
@@ -137,7 +139,8 @@ impl<B: Backend, F: ModelFamily<B>> Baseline<B, F> {
         let params = central
             .run(&self.initial, &data, epochs as u64, seed, |_| ControlFlow::Continue(()))
             .map_err(|source| BaselineError::Training { what: what(), source })?;
-        let metrics = evaluator.evaluate(&params).map_err(|source| BaselineError::Evaluation { what: what(), source })?;
+        let metrics =
+            evaluator.evaluate(&params).map_err(|source| BaselineError::Evaluation { what: what(), source })?;
         let [loss, accuracy] = [Metrics::LOSS, Metrics::ACCURACY].map(|name| metrics.get(name));
         Ok(LocalOnly { client: client.id.0, num_examples: client.num_examples, accuracy, loss })
     }

@@ -8,7 +8,7 @@ use crate::backend::BackendName;
 
 /// Federated learning experiments: run, compare and report.
 #[derive(Debug, Parser)]
-#[command(name = "fedburn", version, about, propagate_version = true)]
+#[command(name = "fedburn", version, propagate_version = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -259,7 +259,9 @@ fn parse_update(text: &str) -> Result<(PathBuf, u64), String> {
     let (file, examples) = text.rsplit_once(':').ok_or("expected FILE:EXAMPLES, for example a.safetensors:60")?;
     match examples.parse() {
         Ok(examples) if !file.is_empty() => Ok((PathBuf::from(file), examples)),
-        _ => Err(format!("`{examples}` is not a number of examples; expected FILE:EXAMPLES, for example a.safetensors:60")),
+        _ => Err(format!(
+            "`{examples}` is not a number of examples; expected FILE:EXAMPLES, for example a.safetensors:60"
+        )),
     }
 }
 

@@ -253,7 +253,9 @@ impl ExperimentConfig {
             return Err(format!("metric `{metric}` has no bound, expected at_least or at_most"));
         }
         match expect.at_round.filter(|&round| round > self.server.rounds) {
-            Some(round) => Err(format!("`at_round` is {round}, expected at most [server] rounds = {}", self.server.rounds)),
+            Some(round) => {
+                Err(format!("`at_round` is {round}, expected at most [server] rounds = {}", self.server.rounds))
+            }
             None => Ok(()),
         }
     }

@@ -45,7 +45,9 @@ impl Progress {
         }
         // The template is a constant that a test parses.
         let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
-        ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr()).with_style(style).with_message(what.to_owned())
+        ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr())
+            .with_style(style)
+            .with_message(what.to_owned())
     }
 }
 

@@ -1,19 +1,22 @@
 //! Running the seeds of an experiment: resume what was begun, skip what is done, leave everything a reader needs.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{
-    ClientId, ClientInfo, Event, Metrics, ModelFamily, Observer, Population, Purpose, RoundIndex, SchemaError, StateError, StopReason,
-    TransportError, flatten,
+    ClientId, ClientInfo, Event, Metrics, ModelFamily, Observer, Population, Purpose, RoundIndex, SchemaError,
+    StateError, StopReason, TransportError, flatten,
 };
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
-use fedburn::runtime::{CheckpointDir, CheckpointError, DiskStore, DroppingOut, JsonLines, ObserverError, RoundsCsv, RunSummary, Server, ServerError};
+use fedburn::runtime::{
+    CheckpointDir, CheckpointError, DiskStore, DroppingOut, EventLog, JsonLines, ObserverError, RoundsCsv, RunSummary,
+    Server, ServerError,
+};
 use fedburn::train::{ClassifierEvaluator, ClientDataSource, SupervisedPopulation};
 use fedburn::transport::InProcess;
 use thiserror::Error;
@@ -152,23 +155,36 @@ pub enum RunError {
     },
 }
 
+/// Checks that a seed's folder is free, or holds this very run, or may be replaced.
+///
+/// # Errors
+/// [`RunError::Occupied`].
+pub fn check_folder(run: &Run, options: &RunOptions) -> Result<(), RunError> {
+    let (dir, hash) = (seed_dir(run, options), run_hash(run, options));
+    let other = || SeedResults::load(run.seed(), &dir).run.is_some_and(|info| info.config_hash != hash);
+    if !options.fresh && other() { Err(RunError::Occupied { dir }) } else { Ok(()) }
+}
+
 /// Runs one seed, or resumes it, or says that it is done.
 ///
 /// # Errors
 /// [`RunError`]; `run.json` then holds the cause.
 pub fn run_seed(run: &Run, options: &RunOptions) -> Result<SeedOutcome, RunError> {
-    let dir = options.dir.join(format!("seed-{}", run.seed()));
-    let hash = run.experiment().config().run_hash(options.backend.as_str(), run.seed());
-    if options.fresh && dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(|source| RunError::Io { path: dir.clone(), source })?;
-    }
-    let found = SeedResults::load(run.seed(), &dir);
-    match &found.run {
-        Some(info) if info.config_hash != hash => return Err(RunError::Occupied { dir }),
-        Some(info) if info.status == (RunStatus::Finished {}) => return Ok(SeedOutcome::AlreadyDone),
-        _ => {}
+    check_folder(run, options)?;
+    let (dir, hash) = (seed_dir(run, options), run_hash(run, options));
+    let done = || SeedResults::load(run.seed(), &dir).run.is_some_and(|info| info.status == RunStatus::Finished {});
+    if !options.fresh && done() {
+        return Ok(SeedOutcome::AlreadyDone);
     }
     options.backend.run(Job { run, options, dir, hash })?
+}
+
+fn seed_dir(run: &Run, options: &RunOptions) -> PathBuf {
+    options.dir.join(format!("seed-{}", run.seed()))
+}
+
+fn run_hash(run: &Run, options: &RunOptions) -> String {
+    run.experiment().config().run_hash(options.backend.as_str(), run.seed())
 }
 
 struct Job<'a> {
@@ -184,12 +200,18 @@ impl BackendJob for Job<'_> {
     fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
         let mut info = self.info::<B>(&device);
         let path = self.path("run.json");
+        // Not before here: a backend that cannot be used costs nobody their results.
+        if self.options.fresh && self.dir.exists() {
+            std::fs::remove_dir_all(&self.dir).map_err(|source| RunError::Io { path: self.dir.clone(), source })?;
+        }
         std::fs::create_dir_all(&self.dir).map_err(|source| RunError::Io { path: self.dir.clone(), source })?;
         results::write_json(&path, &info)?;
         let outcome = self.train::<B>(device);
         info.ended = Some(now());
         info.status = match &outcome {
-            Ok(SeedOutcome::Interrupted(round)) => RunStatus::Stopped { reason: format!("interrupted after round {round}") },
+            Ok(SeedOutcome::Interrupted(round)) => {
+                RunStatus::Stopped { reason: format!("interrupted after round {round}") }
+            }
             Ok(_) => RunStatus::Finished {},
             Err(error) => RunStatus::Failed { cause: causes(error) },
         };
@@ -223,7 +245,14 @@ impl Job<'_> {
         let transport = InProcess::new(population, Some(store), workers)?;
         let transport = DroppingOut::new(transport, run.availability(), run.seeds());
         let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
-        let server = Server::new(config.server.clone(), transport, experiment.strategy()?, sampler, initial.clone(), run.seeds())?;
+        let server = Server::new(
+            config.server.clone(),
+            transport,
+            experiment.strategy()?,
+            sampler,
+            initial.clone(),
+            run.seeds(),
+        )?;
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device);
         let mut server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
         if let Some(checkpoint) = found {
@@ -235,9 +264,17 @@ impl Job<'_> {
         let mut rounds = RoundsCsv::resume(self.path("rounds.csv"), resumed)?;
         let mut console = progress.console();
         let mut interrupt = Interrupt(self.options.interrupt.clone());
-        let ended = server.run(&mut [&mut events, &mut rounds, &mut console, &mut interrupt]);
+        let mut early_stop = config.early_stop.clone().unwrap_or_default().build()?;
+        for event in EventLog::open(self.path("events.jsonl"))? {
+            // So that a resumed run ends where an uninterrupted one would. Only a wish to stop could come back, and it
+            // came to nothing the first time or the run would not have gone on.
+            let _ = early_stop.on_event(&event?);
+        }
+        let watchers: &mut [&mut dyn Observer] =
+            &mut [&mut events, &mut rounds, &mut console, &mut early_stop, &mut interrupt];
+        let ended = server.run(watchers);
         let measured = match &ended {
-            Ok(summary) if summary.stopped.is_none() => {
+            Ok(summary) if summary.stopped != Some(Interrupt::reason()) => {
                 server.evaluate_clients(&measured_clients(&run.clients().clients()), &mut [&mut events])
             }
             _ => Vec::new(),
@@ -252,13 +289,7 @@ impl Job<'_> {
 
         self.write_model(&summary)?;
         self.write_clients(&measured)?;
-        let baseline = Baseline {
-            family,
-            training: experiment.training().clone(),
-            initial,
-            test,
-            run: run.seeds(),
-        };
+        let baseline = Baseline { family, training: experiment.training().clone(), initial, test, run: run.seeds() };
         let baselines = self.baselines(&baseline, workers)?;
         results::write_json(&self.path("baselines.json"), &baselines)?;
         let mut figures = SeedResults::load(run.seed(), &self.dir).figures();
@@ -284,7 +315,11 @@ impl Job<'_> {
         Ok(results::write_csv(&self.path("clients.csv"), &rows.collect::<Vec<_>>())?)
     }
 
-    fn baselines<B: Backend, F: ModelFamily<B>>(&self, baseline: &Baseline<B, F>, workers: usize) -> Result<Baselines, RunError> {
+    fn baselines<B: Backend, F: ModelFamily<B>>(
+        &self,
+        baseline: &Baseline<B, F>,
+        workers: usize,
+    ) -> Result<Baselines, RunError> {
         let wanted = &self.run.experiment().config().baselines;
         let progress = &self.options.progress;
         let workers = match workers {
@@ -302,7 +337,8 @@ impl Job<'_> {
         let local_only = match wanted.local_only_epochs {
             Some(epochs) => {
                 let clients = self.run.clients();
-                let bar = progress.bar("clients alone", clients.clients().iter().filter(|c| c.num_examples > 0).count() as u64);
+                let bar = progress
+                    .bar("clients alone", clients.clients().iter().filter(|c| c.num_examples > 0).count() as u64);
                 Some(baseline.local_only(&**clients, epochs, workers, || bar.inc(1))?)
             }
             None => None,
@@ -317,7 +353,7 @@ impl Job<'_> {
             burn_version: BURN_VERSION.to_owned(),
             rustc_version: env!("FEDBURN_RUSTC_VERSION").to_owned(),
             backend: self.options.backend.to_string(),
-            device: format!("{} {device:?}", B::name(device)),
+            device: format!("{device:?}"),
             cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             started: now(),
@@ -358,7 +394,8 @@ fn measured_clients(clients: &[ClientInfo]) -> Vec<ClientId> {
 }
 
 fn revision() -> Option<String> {
-    let output = std::process::Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
+    let output =
+        std::process::Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
@@ -379,11 +416,6 @@ fn causes(error: &RunError) -> Vec<String> {
         source = cause.source();
     }
     causes
-}
-
-/// The folder of an experiment's results.
-pub fn results_dir(out: &Path, suite: &str, name: &str) -> PathBuf {
-    out.join(suite).join(name)
 }
 
 #[cfg(test)]

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Metric;
+use serde::Serialize;
+
 use crate::assemble::{Experiment, Run};
 use crate::config::{ConfigError, ExperimentConfig};
 use crate::format::mean_sd;
 use crate::results::{ExperimentResults, Measured, ResultsError, Summary};
 use crate::table::Table;
+use crate::{Metric, Spread};
 
 /// One dimension of a grid: a dotted field and the values it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -117,24 +119,51 @@ pub fn plan(
         .collect()
 }
 
-/// The figures of all cells side by side; `experiment` is the folder that holds `sweep`.
+/// What one cell came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct CellFigures {
+    /// `field=value` of each axis.
+    pub settings: Vec<String>,
+    /// Number of finished seeds.
+    pub seeds: usize,
+    /// Accuracy at the last evaluated round over seeds.
+    pub final_accuracy: Option<Spread>,
+    /// Highest accuracy over seeds.
+    pub best_accuracy: Option<Spread>,
+}
+
+/// The figures of all cells; `experiment` is the folder that holds `sweep`.
 ///
 /// # Errors
 /// [`ResultsError`] where the results of a cell cannot be read.
+pub fn figures(cells: &[PlannedCell], experiment: &Path) -> Result<Vec<CellFigures>, ResultsError> {
+    let of_cell = |PlannedCell { cell, .. }: &PlannedCell| {
+        let results = ExperimentResults::load(&cell.dir(experiment))?;
+        let spread = |figure: fn(Summary) -> Option<Measured>| {
+            results.spread(|seed| figure(seed.figures()).map(|measured| measured.value))
+        };
+        Ok(CellFigures {
+            settings: cell.settings.clone(),
+            seeds: results.counted().len(),
+            final_accuracy: spread(|figures| figures.final_accuracy),
+            best_accuracy: spread(|figures| figures.best_accuracy),
+        })
+    };
+    cells.iter().map(of_cell).collect()
+}
+
+/// [`figures`] side by side.
+///
+/// # Errors
+/// As [`figures`].
 pub fn table(cells: &[PlannedCell], experiment: &Path) -> Result<String, ResultsError> {
     let mut table = Table::new(["cell", "seeds", "final accuracy", "best accuracy"]);
-    for PlannedCell { cell, .. } in cells {
-        let results = ExperimentResults::load(&cell.dir(experiment))?;
-        let shown = |figure: fn(Summary) -> Option<Measured>| {
-            let spread = results.spread(|seed| figure(seed.figures()).map(|measured| measured.value));
+    for cell in figures(cells, experiment)? {
+        let shown = |spread: Option<Spread>| {
             spread.map_or("-".to_owned(), |spread| mean_sd(&spread, |value| Metric::Accuracy.show(value)))
         };
-        table.row([
-            cell.settings.join(" "),
-            results.counted().len().to_string(),
-            shown(|figures| figures.final_accuracy),
-            shown(|figures| figures.best_accuracy),
-        ]);
+        let (last, best) = (shown(cell.final_accuracy), shown(cell.best_accuracy));
+        table.row([cell.settings.join(" "), cell.seeds.to_string(), last, best]);
     }
     Ok(table.to_string())
 }

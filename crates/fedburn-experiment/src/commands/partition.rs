@@ -9,10 +9,10 @@ use fedburn_experiment::config::ExperimentConfig;
 use fedburn_experiment::results::write_atomic;
 
 use super::Outcome;
-use super::run::find;
+use super::run::find_one;
 
 pub fn show(args: &PartitionArgs) -> Outcome {
-    let target = find(&args.places, &args.target)?.remove(0);
+    let target = find_one(&args.places, &args.target)?;
     let config = ExperimentConfig::load(&target.path, &args.overrides)?;
     let seed = args.seed.unwrap_or(config.seeds[0]);
     let run = Experiment::new(&target.path, config, &super::data_root(args.data.as_ref()))?.run(seed)?;
@@ -33,7 +33,9 @@ pub fn show(args: &PartitionArgs) -> Outcome {
             ("heat-map.svg", heat_map(statistics, &title, names)),
         ] {
             write_atomic(&dir.join(name), svg.as_bytes())?;
-            println!("written: {}", dir.join(name).display());
+            if !args.json {
+                println!("written: {}", dir.join(name).display());
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

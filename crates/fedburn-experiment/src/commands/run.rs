@@ -13,8 +13,8 @@ use fedburn_experiment::list::list;
 use fedburn_experiment::progress::Progress;
 use fedburn_experiment::report::{headline, write_html};
 use fedburn_experiment::results::ExperimentResults;
-use fedburn_experiment::run::{RunError, RunOptions, SeedOutcome, run_seed};
-use fedburn_experiment::sweep::{Axis, plan, table};
+use fedburn_experiment::run::{RunError, RunOptions, SeedOutcome, check_folder, run_seed};
+use fedburn_experiment::sweep::{Axis, PlannedCell, figures, plan, table};
 
 use super::Outcome;
 
@@ -38,6 +38,18 @@ pub fn find(places: &Places, target: &str) -> Result<Vec<Target>, Box<dyn std::e
     Ok(found.into_iter().map(|e| Target { suite: e.suite, name: e.name, path: e.path }).collect())
 }
 
+/// The one experiment that `target` names.
+pub fn find_one(places: &Places, target: &str) -> Result<Target, Box<dyn std::error::Error>> {
+    let mut found = find(places, target)?;
+    match found.len() {
+        1 => Ok(found.remove(0)),
+        n => {
+            let names: Vec<_> = found.iter().map(|t| format!("{}/{}", t.suite, t.name)).collect();
+            Err(format!("`{target}` names {n} experiments, expected one of {}", names.join(", ")).into())
+        }
+    }
+}
+
 pub fn run(args: &RunArgs) -> Outcome {
     let settings = &args.settings;
     let mut planned = Vec::new();
@@ -55,8 +67,12 @@ pub fn run(args: &RunArgs) -> Outcome {
         }
     }
     let interrupt = on_interrupt()?;
+    let options = |path: &Path, dir: &Path| settings.options(dir, &interrupt, &command("run", path, settings, &[]));
+    for (path, dir, runs) in &planned {
+        runs.iter().try_for_each(|run| check_folder(run, &options(path, dir)))?;
+    }
     for (path, dir, runs) in planned {
-        let options = settings.options(dir.clone(), &interrupt, &command("run", &path, settings, &[]));
+        let options = options(&path, &dir);
         settings.progress().note(&format!("{}: {}", dir.display(), runs[0].experiment().config().title));
         if run_all(&runs, &options)? {
             return Ok(interrupted());
@@ -68,7 +84,7 @@ pub fn run(args: &RunArgs) -> Outcome {
 
 pub fn sweep(args: &SweepArgs) -> Outcome {
     let settings = &args.settings;
-    let target = find(&settings.places, &args.target)?.remove(0);
+    let target = find_one(&settings.places, &args.target)?;
     let axes = match args.grid.is_empty() {
         false => args.grid.iter().map(|text| Axis::parse(text)).collect::<Result<Vec<_>, _>>()?,
         true => Axis::of_table(&target.path, &ExperimentConfig::load(&target.path, &settings.overrides)?.sweep)?,
@@ -83,23 +99,33 @@ pub fn sweep(args: &SweepArgs) -> Outcome {
     let experiment = settings.dir(&target);
     let interrupt = on_interrupt()?;
     let total = cells.len();
+    let options = |cell: &PlannedCell| {
+        let command = command("run", &target.path, settings, &cell.cell.settings);
+        settings.options(&cell.cell.dir(&experiment), &interrupt, &command)
+    };
+    for cell in &cells {
+        cell.runs.iter().try_for_each(|run| check_folder(run, &options(cell)))?;
+    }
     for (index, cell) in cells.iter().enumerate() {
-        let dir = cell.cell.dir(&experiment);
         settings.progress().note(&format!("cell {}/{total}: {}", index + 1, cell.cell.settings.join(" ")));
-        let options =
-            settings.options(dir.clone(), &interrupt, &command("run", &target.path, settings, &cell.cell.settings));
-        if run_all(&cell.runs, &options)? {
+        if run_all(&cell.runs, &options(cell))? {
             return Ok(interrupted());
         }
-        write_html(&ExperimentResults::load(&dir)?, &[])?;
+        write_html(&ExperimentResults::load(&cell.cell.dir(&experiment))?, &[])?;
     }
-    print!("{}", table(&cells, &experiment)?);
+    match settings.json {
+        true => {
+            println!("{}", serde_json::json!({ "event": "sweep_finished", "cells": figures(&cells, &experiment)? }))
+        }
+        false => print!("{}", table(&cells, &experiment)?),
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the seeds of one experiment; whether the user interrupted them.
 fn run_all(runs: &[Run], options: &RunOptions) -> Result<bool, RunError> {
-    for run in runs {
+    for (index, run) in runs.iter().enumerate() {
+        options.progress.note(&format!("seed {} ({} of {})", run.seed(), index + 1, runs.len()));
         match run_seed(run, options)? {
             SeedOutcome::AlreadyDone => {
                 options.progress.note(&format!("seed {}: already done (--fresh runs it again)", run.seed()));
@@ -157,7 +183,7 @@ fn adjusted(settings: &RunSettings) -> Result<impl Fn(ExperimentConfig) -> Exper
 trait Settings {
     fn dir(&self, target: &Target) -> PathBuf;
     fn progress(&self) -> Progress;
-    fn options(&self, dir: PathBuf, interrupt: &Arc<AtomicBool>, command: &str) -> RunOptions;
+    fn options(&self, dir: &Path, interrupt: &Arc<AtomicBool>, command: &str) -> RunOptions;
 }
 
 impl Settings for RunSettings {
@@ -174,9 +200,9 @@ impl Settings for RunSettings {
         }
     }
 
-    fn options(&self, dir: PathBuf, interrupt: &Arc<AtomicBool>, command: &str) -> RunOptions {
+    fn options(&self, dir: &Path, interrupt: &Arc<AtomicBool>, command: &str) -> RunOptions {
         RunOptions {
-            dir,
+            dir: dir.to_owned(),
             backend: self.backend,
             fresh: self.fresh,
             progress: self.progress(),

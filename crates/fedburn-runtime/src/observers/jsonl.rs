@@ -48,8 +48,8 @@ impl JsonLines {
     }
 
     /// Goes on with the record at `path` for a run that goes on after the round `after`: events of later rounds, ends
-    /// of runs and a last line that a crash cut off are removed, in one step. Where the record is missing, or `after` is
-    /// 0 and the run begins, a new one is begun.
+    /// of runs, what clients measured after that round and a last line that a crash cut off are removed, in one step.
+    /// Where the record is missing, or `after` is 0 and the run begins, a new one is begun.
     ///
     /// # Errors
     /// [`ObserverError::Damaged`] where a line is no event, [`ObserverError::Io`].
@@ -61,7 +61,13 @@ impl JsonLines {
         let mut log = EventLog::open(path)?;
         let mut kept = Vec::new();
         while let Some(event) = log.next().transpose()? {
-            if event.round() <= after && !matches!(event, Event::RunEnded { .. }) {
+            let again = match &event {
+                Event::RunEnded { .. } => true,
+                // Clients measure the model after the checkpoint of its round, so the run to come measures again.
+                Event::ClientEvaluated { round, .. } => *round == after,
+                _ => false,
+            };
+            if event.round() <= after && !again {
                 kept.extend_from_slice(&log.line);
             }
         }
