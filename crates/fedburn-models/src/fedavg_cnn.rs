@@ -3,14 +3,13 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode};
 use fedburn_ops::Kernels;
 
 use crate::error::check_shape;
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, conv2d, max_pool2d};
+use crate::{InitScheme, ModelError, conv2d, linear, linear_relu, relu_max_pool2d};
 
 /// Two 5x5 convolutions of 32 and 64 channels that keep the size, each followed by ReLU and 2x2 max pooling, then 512
 /// units with ReLU.
@@ -65,8 +64,8 @@ impl_family!(FedAvgCnnFamily, FedAvgCnn, InitScheme::PyTorch);
 
 impl<B: Kernels> Classifier<B> for FedAvgCnn<B> {
     fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
-        let x = max_pool2d(relu(conv2d(&self.conv1, inputs)));
-        let x = max_pool2d(relu(conv2d(&self.conv2, x)));
-        self.head.forward(relu(self.hidden.forward(x.flatten::<2>(1, 3))))
+        let x = relu_max_pool2d(conv2d(&self.conv1, inputs));
+        let x = relu_max_pool2d(conv2d(&self.conv2, x));
+        linear(&self.head, linear_relu(&self.hidden, x.flatten::<2>(1, 3)))
     }
 }

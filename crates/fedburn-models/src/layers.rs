@@ -1,7 +1,7 @@
 //! burn's layers as holders of parameters, run by [`fedburn_ops`]'s kernels.
 
-use burn::nn::PaddingConfig2d;
 use burn::nn::conv::Conv2d;
+use burn::nn::{Linear, PaddingConfig2d};
 use burn::tensor::Tensor;
 use burn::tensor::ops::PadMode;
 use fedburn_ops::{ConvOptions, Kernels};
@@ -36,9 +36,25 @@ pub fn conv2d<B: Kernels>(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
     fedburn_ops::conv2d(x, layer.weight.val(), layer.bias.as_ref().map(|b| b.val()), options)
 }
 
-/// Halves height and width, rounding down: the largest value of each 2 by 2 window.
-pub fn max_pool2d<B: Kernels>(x: Tensor<B, 4>) -> Tensor<B, 4> {
-    fedburn_ops::max_pool2d(x, [2, 2], [2, 2], [0, 0])
+/// ReLU, then height and width halved, rounding down: the largest value of each 2 by 2 window.
+pub fn relu_max_pool2d<B: Kernels>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    fedburn_ops::relu_max_pool2d(x, [2, 2], [2, 2], [0, 0])
+}
+
+/// A linear layer's forward pass by [`fedburn_ops::linear`].
+///
+/// # Shapes
+/// `x` `[batch, inputs]`, the result `[batch, outputs]`.
+///
+/// # Panics
+/// Where `x` has other inputs than the layer.
+pub fn linear<B: Kernels>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    fedburn_ops::linear(x, layer.weight.val(), layer.bias.as_ref().map(|b| b.val()))
+}
+
+/// ReLU of [`linear`].
+pub fn linear_relu<B: Kernels>(layer: &Linear<B>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    fedburn_ops::linear_relu(x, layer.weight.val(), layer.bias.as_ref().map(|b| b.val()))
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode};
 use fedburn_ops::Kernels;
 
 use crate::error::check_shape;
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, conv2d, max_pool2d};
+use crate::{InitScheme, ModelError, conv2d, linear, linear_relu, relu_max_pool2d};
 
 /// Two 5x5 convolutions of 6 and 16 channels, each followed by 2x2 pooling, then layers of 120, 84 and `classes` units.
 ///
@@ -74,9 +73,9 @@ impl_family!(LeNet5Family, LeNet5, InitScheme::PyTorch);
 
 impl<B: Kernels> Classifier<B> for LeNet5<B> {
     fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
-        let x = max_pool2d(relu(conv2d(&self.conv1, inputs)));
-        let x = max_pool2d(relu(conv2d(&self.conv2, x)));
-        let x = relu(self.hidden1.forward(x.flatten::<2>(1, 3)));
-        self.head.forward(relu(self.hidden2.forward(x)))
+        let x = relu_max_pool2d(conv2d(&self.conv1, inputs));
+        let x = relu_max_pool2d(conv2d(&self.conv2, x));
+        let x = linear_relu(&self.hidden1, x.flatten::<2>(1, 3));
+        linear(&self.head, linear_relu(&self.hidden2, x))
     }
 }

@@ -40,7 +40,7 @@ pub use char_lstm::{CharLstm, CharLstmFamily, LstmCell};
 pub use error::ModelError;
 pub use fedavg_cnn::{FedAvgCnn, FedAvgCnnFamily};
 pub use init::{InitScheme, seeded};
-pub use layers::{conv2d, max_pool2d};
+pub use layers::{conv2d, linear, linear_relu, relu_max_pool2d};
 pub use lenet5::{LeNet5, LeNet5Family};
 pub use norm::{Norm, NormChoice};
 pub use resnet::{ResNet, ResNetFamily, ResidualBlock, Shortcut};

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::{BatchNorm, BatchNormConfig, GroupNorm, GroupNormConfig};
+use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::Mode;
 use fedburn_ops::Kernels;
@@ -42,14 +43,32 @@ impl<B: Kernels> Norm<B> {
     pub fn forward(&self, x: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4> {
         match self {
             Norm::Group(layer) => {
-                let (channels, device) = ([layer.num_channels], x.device());
-                let gamma = layer.gamma.as_ref().map_or_else(|| Tensor::ones(channels, &device), |p| p.val());
-                let beta = layer.beta.as_ref().map_or_else(|| Tensor::zeros(channels, &device), |p| p.val());
+                let (gamma, beta) = scale_and_shift(layer, &x.device());
                 fedburn_ops::group_norm(x, gamma, beta, layer.num_groups, layer.epsilon)
             }
             Norm::Batch(layer) => batch_norm(layer, x, mode),
         }
     }
+
+    /// ReLU of [`forward`](Self::forward).
+    pub fn forward_relu(&self, x: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4> {
+        match self {
+            Norm::Group(layer) => {
+                let (gamma, beta) = scale_and_shift(layer, &x.device());
+                fedburn_ops::group_norm_relu(x, gamma, beta, layer.num_groups, layer.epsilon)
+            }
+            Norm::Batch(layer) => relu(batch_norm(layer, x, mode)),
+        }
+    }
+}
+
+/// Gamma and beta `[channels]`, one and zero where the layer has none.
+fn scale_and_shift<B: Backend>(layer: &GroupNorm<B>, device: &B::Device) -> (Tensor<B, 1>, Tensor<B, 1>) {
+    let channels = [layer.num_channels];
+    (
+        layer.gamma.as_ref().map_or_else(|| Tensor::ones(channels, device), |p| p.val()),
+        layer.beta.as_ref().map_or_else(|| Tensor::zeros(channels, device), |p| p.val()),
+    )
 }
 
 /// Batch normalisation, as PyTorch has it: the batch is normalised by its biased variance, the running variance follows

@@ -3,14 +3,13 @@
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode};
-use fedburn_ops::Kernels;
+use fedburn_ops::{Kernels, add_relu};
 
 use crate::error::{check_shape, refuse};
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, Norm, NormChoice, conv2d};
+use crate::{InitScheme, ModelError, Norm, NormChoice, conv2d, linear};
 
 /// A 3x3 convolution, stages of residual blocks of which each but the first halves the image, the mean over the image,
 /// and a linear layer.
@@ -149,22 +148,22 @@ impl_family!(ResNetFamily, ResNet, InitScheme::HeNormal);
 
 impl<B: Kernels> Classifier<B> for ResNet<B> {
     fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
-        let stem = relu(self.norm.forward(conv2d(&self.stem, inputs), mode));
+        let stem = self.norm.forward_relu(conv2d(&self.stem, inputs), mode);
         let features = self.blocks.iter().fold(stem, |x, block| block.forward(x, mode));
-        self.head.forward(features.mean_dim(3).mean_dim(2).flatten::<2>(1, 3))
+        linear(&self.head, features.mean_dim(3).mean_dim(2).flatten::<2>(1, 3))
     }
 }
 
 impl<B: Kernels> ResidualBlock<B> {
     /// `[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`, rounded up.
     pub fn forward(&self, x: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4> {
-        let y = relu(self.norm1.forward(conv2d(&self.conv1, x.clone()), mode));
+        let y = self.norm1.forward_relu(conv2d(&self.conv1, x.clone()), mode);
         let y = self.norm2.forward(conv2d(&self.conv2, y), mode);
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.norm.forward(conv2d(&shortcut.conv, x), mode),
             None => x,
         };
-        relu(x + y)
+        add_relu(x, y)
     }
 }
 

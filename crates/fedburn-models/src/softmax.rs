@@ -4,10 +4,11 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode};
+use fedburn_ops::Kernels;
 
 use crate::error::check_shape;
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError};
+use crate::{InitScheme, ModelError, linear};
 
 /// Multinomial logistic regression on the flattened input: a convex problem, the usual first check of an algorithm.
 #[derive(Module, Debug)]
@@ -40,8 +41,8 @@ impl SoftmaxFamily {
 
 impl_family!(SoftmaxFamily, Softmax, InitScheme::PyTorch);
 
-impl<B: Backend> Classifier<B> for Softmax<B> {
+impl<B: Kernels> Classifier<B> for Softmax<B> {
     fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
-        self.head.forward(inputs.flatten::<2>(1, 3))
+        linear(&self.head, inputs.flatten::<2>(1, 3))
     }
 }

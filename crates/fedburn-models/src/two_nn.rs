@@ -2,13 +2,13 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode};
+use fedburn_ops::Kernels;
 
 use crate::error::{at_least, check_shape};
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError};
+use crate::{InitScheme, ModelError, linear, linear_relu};
 
 /// Two hidden layers with ReLU.
 ///
@@ -54,10 +54,9 @@ impl TwoNnFamily {
 
 impl_family!(TwoNnFamily, TwoNn, InitScheme::PyTorch);
 
-impl<B: Backend> Classifier<B> for TwoNn<B> {
+impl<B: Kernels> Classifier<B> for TwoNn<B> {
     fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
-        let x = relu(self.hidden1.forward(inputs.flatten::<2>(1, 3)));
-        let x = relu(self.hidden2.forward(x));
-        self.head.forward(x)
+        let x = linear_relu(&self.hidden1, inputs.flatten::<2>(1, 3));
+        linear(&self.head, linear_relu(&self.hidden2, x))
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, TensorPrimitive};
 
-use crate::{ConvOptions, Kernels};
+use crate::{ConvOptions, GroupNormOptions, Kernels, PoolOptions};
 
 /// Two-dimensional cross-correlation, as PyTorch's `conv2d`.
 ///
@@ -56,16 +56,18 @@ pub fn group_norm<B: Kernels>(
     groups: usize,
     epsilon: f64,
 ) -> Tensor<B, 4> {
-    let [_, channels, ..] = x.dims();
-    assert!(
-        groups > 0 && channels.is_multiple_of(groups) && gamma.dims() == [channels] && beta.dims() == [channels],
-        "group_norm: x {:?}, gamma {:?}, beta {:?} and {groups} groups do not fit",
-        x.dims(),
-        gamma.dims(),
-        beta.dims(),
-    );
-    let [x, gamma, beta] = [x.into_primitive(), gamma.into_primitive(), beta.into_primitive()].map(|t| t.tensor());
-    wrap(<B as Kernels>::group_norm(x, gamma, beta, groups, epsilon))
+    normalise(x, gamma, beta, GroupNormOptions { groups, epsilon, relu: false })
+}
+
+/// ReLU of [`group_norm`], in one pass. Panics as it does.
+pub fn group_norm_relu<B: Kernels>(
+    x: Tensor<B, 4>,
+    gamma: Tensor<B, 1>,
+    beta: Tensor<B, 1>,
+    groups: usize,
+    epsilon: f64,
+) -> Tensor<B, 4> {
+    normalise(x, gamma, beta, GroupNormOptions { groups, epsilon, relu: true })
 }
 
 /// Largest value of each window `kernel`, the windows `stride` apart; `padding` on every side counts as minus infinity.
@@ -83,7 +85,68 @@ pub fn max_pool2d<B: Kernels>(
     stride: [usize; 2],
     padding: [usize; 2],
 ) -> Tensor<B, 4> {
+    pool(x, PoolOptions { kernel, stride, padding, relu: false })
+}
+
+/// [`max_pool2d`] of the ReLU of `x`, in one pass. Panics as it does.
+pub fn relu_max_pool2d<B: Kernels>(
+    x: Tensor<B, 4>,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+) -> Tensor<B, 4> {
+    pool(x, PoolOptions { kernel, stride, padding, relu: true })
+}
+
+/// `x weight + bias`.
+///
+/// # Shapes
+/// `x` `[batch, inputs]`, `weight` `[inputs, outputs]` as burn has it, `bias` `[outputs]`; the result `[batch, outputs]`.
+///
+/// # Panics
+/// Where the shapes do not fit each other.
+pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    affine(x, weight, bias, false)
+}
+
+/// ReLU of [`linear`], in one pass. Panics as it does.
+pub fn linear_relu<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    affine(x, weight, bias, true)
+}
+
+/// ReLU of `x + y`, in one pass: the end of a residual block.
+///
+/// # Shapes
+/// `x`, `y` and the result are of one shape.
+///
+/// # Panics
+/// Where the shapes differ.
+pub fn add_relu<B: Kernels>(x: Tensor<B, 4>, y: Tensor<B, 4>) -> Tensor<B, 4> {
+    assert!(x.dims() == y.dims(), "add_relu: {:?} and {:?} differ", x.dims(), y.dims());
+    wrap(B::add_relu(x.into_primitive().tensor(), y.into_primitive().tensor()))
+}
+
+fn normalise<B: Kernels>(
+    x: Tensor<B, 4>,
+    gamma: Tensor<B, 1>,
+    beta: Tensor<B, 1>,
+    options: GroupNormOptions,
+) -> Tensor<B, 4> {
+    let ([_, channels, ..], groups) = (x.dims(), options.groups);
+    assert!(
+        groups > 0 && channels.is_multiple_of(groups) && gamma.dims() == [channels] && beta.dims() == [channels],
+        "group_norm: x {:?}, gamma {:?}, beta {:?} and {groups} groups do not fit",
+        x.dims(),
+        gamma.dims(),
+        beta.dims(),
+    );
+    let [x, gamma, beta] = [x.into_primitive(), gamma.into_primitive(), beta.into_primitive()].map(|t| t.tensor());
+    wrap(B::group_norm(x, gamma, beta, options))
+}
+
+fn pool<B: Kernels>(x: Tensor<B, 4>, options: PoolOptions) -> Tensor<B, 4> {
     let [_, _, height, width] = x.dims();
+    let PoolOptions { kernel, stride, padding, .. } = options;
     let fits = |axis: usize, size: usize| {
         kernel[axis] > 0
             && stride[axis] > 0
@@ -95,9 +158,22 @@ pub fn max_pool2d<B: Kernels>(
         "max_pool2d: x {:?}, kernel {kernel:?}, stride {stride:?} and padding {padding:?} do not fit",
         x.dims(),
     );
-    wrap(<B as Kernels>::max_pool2d(x.into_primitive().tensor(), kernel, stride, padding))
+    wrap(<B as Kernels>::max_pool2d(x.into_primitive().tensor(), options))
 }
 
-fn wrap<B: Kernels>(primitive: B::FloatTensorPrimitive) -> Tensor<B, 4> {
+fn affine<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, relu: bool) -> Tensor<B, 2> {
+    let ([_, inputs], [rows, outputs]) = (x.dims(), weight.dims());
+    assert!(
+        inputs == rows && bias.as_ref().is_none_or(|b| b.dims() == [outputs]),
+        "linear: x {:?}, weight {:?} and bias {:?} do not fit",
+        x.dims(),
+        weight.dims(),
+        bias.as_ref().map(Tensor::dims),
+    );
+    let bias = bias.map(|b| b.into_primitive().tensor());
+    wrap(<B as Kernels>::linear(x.into_primitive().tensor(), weight.into_primitive().tensor(), bias, relu))
+}
+
+fn wrap<B: Kernels, const D: usize>(primitive: B::FloatTensorPrimitive) -> Tensor<B, D> {
     Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }

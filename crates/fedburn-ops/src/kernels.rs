@@ -1,17 +1,26 @@
 //! What a backend may bring of its own.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::{ConvOptions, FloatTensor, ModuleOps};
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::ops::{ConvOptions, FloatTensor};
+
+use crate::{GroupNormOptions, OwnKernels, PoolOptions, composed};
 
 /// A backend with training kernels.
 ///
-/// Every method has a default body of burn's own operations, which is right for any backend: `impl Kernels for Mine {}`
-/// is complete. A backend with faster kernels overrides a method; results may then differ in the last bits.
+/// Every method has a default body: the backend's [`own`](Self::own) kernels where it has some, else burn's operations,
+/// which are right for any backend: `impl Kernels for Mine {}` is complete. A backend with its own kernels may differ
+/// from burn's results in the last bits.
 ///
 /// The methods work on burn's tensor primitives, without checks of shape; call the functions of the same names in this
 /// crate, which take tensors and check.
 pub trait Kernels: Backend {
+    /// The backend's own kernels for tensors like `x`: forward, and backward for use inside
+    /// [`Autodiff`](burn::backend::Autodiff). `None`, the default, means burn's operations in both directions.
+    fn own(x: &FloatTensor<Self>) -> Option<&'static dyn OwnKernels<Self>> {
+        let _ = x;
+        None
+    }
+
     /// Two-dimensional cross-correlation, see [`conv2d`](crate::conv2d).
     fn conv2d(
         x: FloatTensor<Self>,
@@ -19,7 +28,10 @@ pub trait Kernels: Backend {
         bias: Option<FloatTensor<Self>>,
         options: ConvOptions<2>,
     ) -> FloatTensor<Self> {
-        <Self as ModuleOps<Self>>::conv2d(x, weight, bias, options)
+        match Self::own(&x) {
+            Some(own) => own.conv2d(&x, &weight, bias.as_ref(), &options),
+            None => composed::conv2d::<Self>(x, weight, bias, options),
+        }
     }
 
     /// Normalisation by groups of channels, see [`group_norm`](crate::group_norm).
@@ -27,31 +39,40 @@ pub trait Kernels: Backend {
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
-        groups: usize,
-        epsilon: f64,
+        options: GroupNormOptions,
     ) -> FloatTensor<Self> {
-        let x = float::<Self, 4>(x);
-        let shape @ [batch, channels, height, width] = x.dims();
-        let x = x.reshape([batch, groups, channels / groups * height * width]);
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = centred.clone().square().mean_dim(2);
-        let y = (centred / (variance + epsilon).sqrt()).reshape(shape);
-        let per_channel = [1, channels, 1, 1];
-        let y = y * float::<Self, 1>(gamma).reshape(per_channel) + float::<Self, 1>(beta).reshape(per_channel);
-        y.into_primitive().tensor()
+        match Self::own(&x) {
+            Some(own) => own.group_norm(&x, &gamma, &beta, options),
+            None => composed::group_norm::<Self>(x, gamma, beta, options),
+        }
     }
 
     /// Largest value of each window, see [`max_pool2d`](crate::max_pool2d).
-    fn max_pool2d(
-        x: FloatTensor<Self>,
-        kernel: [usize; 2],
-        stride: [usize; 2],
-        padding: [usize; 2],
-    ) -> FloatTensor<Self> {
-        <Self as ModuleOps<Self>>::max_pool2d(x, kernel, stride, padding, [1, 1], false)
+    fn max_pool2d(x: FloatTensor<Self>, options: PoolOptions) -> FloatTensor<Self> {
+        match Self::own(&x) {
+            Some(own) if options.is_small() => own.max_pool2d(&x, &options).0,
+            _ => composed::max_pool2d::<Self>(x, options),
+        }
     }
-}
 
-fn float<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+    /// A linear layer, see [`linear`](crate::linear); with ReLU where `relu`.
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        relu: bool,
+    ) -> FloatTensor<Self> {
+        match Self::own(&x) {
+            Some(own) => own.linear(&x, &weight, bias.as_ref(), relu),
+            None => composed::linear::<Self>(x, weight, bias, relu),
+        }
+    }
+
+    /// ReLU of a sum, see [`add_relu`](crate::add_relu).
+    fn add_relu(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        match Self::own(&x) {
+            Some(own) => own.add_relu(&x, &y),
+            None => composed::add_relu::<Self>(x, y),
+        }
+    }
 }

@@ -21,13 +21,21 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod autodiff;
 mod backends;
+mod composed;
 mod functions;
+#[cfg(any(feature = "flex", feature = "ndarray"))]
+mod host;
 mod kernels;
+mod options;
+mod own;
 
 pub use burn::tensor::ops::ConvOptions;
-pub use functions::{conv2d, group_norm, max_pool2d};
+pub use functions::{add_relu, conv2d, group_norm, group_norm_relu, linear, linear_relu, max_pool2d, relu_max_pool2d};
 pub use kernels::Kernels;
+pub use options::{GroupNormOptions, PoolOptions};
+pub use own::OwnKernels;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
