@@ -22,6 +22,8 @@
 //! # Ok::<(), fedburn_core::SchemaError>(())
 //! ```
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod client;
 mod error;
 mod evaluator;
@@ -53,3 +55,7 @@ pub use state::{StateData, StateDict, StateStore, StateTensor};
 pub use strategy::{Aggregate, MeanStrategy, PerClientStrategy, RoundMean, Strategy, UpdateSet, Weighting};
 pub use transport::{ClientFailure, ClientTransport, Outcome, Reply, Request, ServerTransport};
 pub use update::{ClientReport, ClientUpdate, LocalUpdate, Reports, SideInfo, SideName};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,0 +1,142 @@
+//! Modules, flat vectors and files: what goes in comes out, bit for bit, and what does not fit is refused by name.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, Module, Param, ParamId};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_flex::{Flex, FlexDevice};
+use burn_ndarray::{NdArray, NdArrayDevice};
+use fedburn_core::{ParamEntry, ParamKind, ParamSchema, ParamVector, SchemaError, flatten, load, schema_of};
+use proptest::prelude::*;
+
+#[derive(Module, Debug)]
+struct Net<B: Backend> {
+    layers: Vec<Linear<B>>,
+    norm: BatchNorm<B>,
+}
+
+#[derive(Module, Debug)]
+struct Counting<B: Backend> {
+    steps: Param<Tensor<B, 1, Int>>,
+}
+
+fn net<B: Backend>(device: &B::Device) -> Net<B> {
+    let linear = |inputs, outputs| LinearConfig::new(inputs, outputs).init(device);
+    Net { layers: vec![linear(3, 4), linear(4, 2)], norm: BatchNormConfig::new(2).init(device) }
+}
+
+fn values(schema: &ParamSchema) -> Vec<f32> {
+    (0..schema.num_values()).map(|i| i as f32 - 7.5).collect()
+}
+
+#[test]
+fn the_schema_names_every_tensor_in_traversal_order_and_knows_running_statistics() {
+    let schema = schema_of::<Flex, _>(&net(&FlexDevice)).unwrap();
+    let found: Vec<_> = schema.entries().iter().map(|e| (e.path.as_str(), e.shape.clone(), e.kind)).collect();
+    let (weight, buffer) = (ParamKind::Weight, ParamKind::Buffer);
+    assert_eq!(
+        found,
+        [
+            ("layers.0.weight", vec![3, 4], weight),
+            ("layers.0.bias", vec![4], weight),
+            ("layers.1.weight", vec![4, 2], weight),
+            ("layers.1.bias", vec![2], weight),
+            ("norm.gamma", vec![2], weight),
+            ("norm.beta", vec![2], weight),
+            ("norm.running_mean", vec![2], buffer),
+            ("norm.running_var", vec![2], buffer),
+        ]
+    );
+    assert_eq!((schema.num_values(), schema.num_weights(), schema.num_bytes()), (34, 30, 136));
+}
+
+fn round_trips<B: Backend>(device: &B::Device) {
+    let schema = Arc::new(schema_of::<B, _>(&net(device)).unwrap());
+    let vector = ParamVector::<B>::from_host(values(&schema), schema, device).unwrap();
+    let loaded = load(net::<B>(device), &vector).unwrap();
+    let again = flatten(&loaded).unwrap();
+    assert_eq!(again.to_host(), vector.to_host());
+    assert_eq!(again.schema(), vector.schema());
+    assert_eq!(loaded.layers[1].weight.val().into_data(), vector.tensor::<2>("layers.1.weight").unwrap().into_data());
+}
+
+#[test]
+fn load_then_flatten_changes_no_bit() {
+    round_trips::<Flex>(&FlexDevice);
+    round_trips::<NdArray>(&NdArrayDevice::Cpu);
+}
+
+#[test]
+fn loading_keeps_parameter_ids_and_lets_gradients_flow() {
+    type Train = Autodiff<Flex>;
+    let model = net::<Train>(&FlexDevice);
+    let id = model.layers[0].weight.id;
+    let schema = Arc::new(schema_of::<Train, _>(&model).unwrap());
+    let vector = ParamVector::<Train>::from_host(values(&schema), schema, &FlexDevice).unwrap();
+    let model = load(model, &vector).unwrap();
+    assert_eq!(model.layers[0].weight.id, id);
+    let input = Tensor::<Train, 2>::ones([1, 3], &FlexDevice);
+    let gradients = model.layers[1].forward(model.layers[0].forward(input)).sum().backward();
+    assert!(model.layers[0].weight.grad(&gradients).is_some());
+    assert_eq!(flatten(&model.valid()).unwrap().to_host(), vector.to_host());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let schema = Arc::new(ParamSchema::new(vec![ParamEntry::new("w", vec![2], ParamKind::Weight)]).unwrap());
+    let vector = ParamVector::<Flex>::from_host(vec![1.0, 2.0], schema.clone(), &FlexDevice).unwrap();
+    let error = load(net::<Flex>(&FlexDevice), &vector).unwrap_err().to_string();
+    assert!(error.contains("layers.0.weight") && error.contains("`w`"), "{error}");
+    let wrong = ParamVector::<Flex>::from_host(vec![1.0], schema, &FlexDevice).unwrap_err();
+    assert_eq!(wrong, SchemaError::Length { expected: 2, found: 1 });
+    assert!(matches!(vector.tensor::<1>("v"), Err(SchemaError::UnknownPath { .. })));
+    assert!(matches!(vector.tensor::<2>("w"), Err(SchemaError::Rank { expected: 1, found: 2, .. })));
+    let counting =
+        Counting { steps: Param::initialized(ParamId::new(), Tensor::<Flex, 1, Int>::from_data([1], &FlexDevice)) };
+    assert_eq!(schema_of::<Flex, _>(&counting), Err(SchemaError::UnsupportedKind { path: "steps".to_owned() }));
+}
+
+#[test]
+fn the_first_non_finite_tensor_is_named() {
+    let schema = Arc::new(schema_of::<Flex, _>(&net(&FlexDevice)).unwrap());
+    let mut numbers = values(&schema);
+    let vector =
+        |numbers: &[f32]| ParamVector::<Flex>::from_host(numbers.to_vec(), schema.clone(), &FlexDevice).unwrap();
+    assert!(vector(&numbers).is_finite() && vector(&numbers).first_non_finite().is_none());
+    numbers[..2].fill(f32::MAX);
+    assert!(vector(&numbers).is_finite(), "a sum that overflows is no infinity");
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        numbers[17] = bad;
+        assert_eq!(vector(&numbers).first_non_finite().map(|e| e.path.as_str()), Some("layers.1.weight"));
+    }
+}
+
+#[test]
+fn safetensors_round_trip_and_refuse_damage() {
+    let schema = Arc::new(schema_of::<Flex, _>(&net(&FlexDevice)).unwrap());
+    let vector = ParamVector::<Flex>::from_host(values(&schema), schema.clone(), &FlexDevice).unwrap();
+    let bytes = vector.to_safetensors().unwrap();
+    let read = |bytes: &[u8]| ParamVector::<Flex>::from_safetensors(bytes, schema.clone(), &FlexDevice);
+    assert_eq!(read(&bytes).unwrap().to_host(), vector.to_host());
+    for cut in 0..bytes.len() {
+        assert!(matches!(read(&bytes[..cut]), Err(SchemaError::File { .. })), "cut at {cut}");
+    }
+    let other = Arc::new(ParamSchema::new(vec![ParamEntry::new("w", vec![2], ParamKind::Weight)]).unwrap());
+    let small = ParamVector::<Flex>::zeros(other, &FlexDevice).to_safetensors().unwrap();
+    assert!(read(&small).unwrap_err().to_string().contains("1 tensors where the model has 8"));
+}
+
+proptest! {
+    #[test]
+    fn any_bits_survive_the_host_round_trip(bits in prop::collection::vec(any::<u32>(), 1..50)) {
+        let entry = ParamEntry::new("w", vec![bits.len()], ParamKind::Weight);
+        let schema = Arc::new(ParamSchema::new(vec![entry]).unwrap());
+        let numbers: Vec<f32> = bits.iter().map(|b| f32::from_bits(*b)).collect();
+        let vector = ParamVector::<Flex>::from_host(numbers, schema, &FlexDevice).unwrap();
+        let back: Vec<u32> = vector.to_host().into_iter().map(f32::to_bits).collect();
+        prop_assert_eq!(back, bits);
+    }
+}
