@@ -133,8 +133,8 @@ pub struct SweepArgs {
 /// Arguments of `compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// Experiments (suite/name) or folders of results.
-    #[arg(required = true, num_args = 2..)]
+    /// Two or more experiments: suites, suite/name or folders of results.
+    #[arg(required = true)]
     pub targets: Vec<String>,
     /// A column of rounds.csv, accuracy_over_centralised or accuracy_over_local_only.
     #[arg(long, default_value = "accuracy")]

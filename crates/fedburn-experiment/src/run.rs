@@ -14,8 +14,8 @@ use fedburn::core::{
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
 use fedburn::runtime::{
-    CheckpointDir, CheckpointError, DiskStore, DroppingOut, EventLog, JsonLines, ObserverError, RoundsCsv, RunSummary,
-    Server, ServerError,
+    CheckpointDir, CheckpointError, DiskStore, DroppingOut, EarlyStop, EventLog, JsonLines, ObserverError, RoundsCsv,
+    RunSummary, Server, ServerError,
 };
 use fedburn::train::{ClassifierEvaluator, ClientDataSource, SupervisedPopulation};
 use fedburn::transport::InProcess;
@@ -24,7 +24,7 @@ use thiserror::Error;
 use crate::assemble::Run;
 use crate::backend::{BackendError, BackendJob, BackendName};
 use crate::baselines::{Baseline, BaselineError};
-use crate::config::TransportConfig;
+use crate::config::{ConfigError, TransportConfig};
 use crate::progress::Progress;
 use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
 
@@ -81,7 +81,7 @@ pub enum RunError {
     Config {
         /// Why.
         #[from]
-        source: crate::config::ConfigError,
+        source: ConfigError,
     },
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
@@ -155,14 +155,26 @@ pub enum RunError {
     },
 }
 
-/// Checks that a seed's folder is free, or holds this very run, or may be replaced.
+/// Checks what can be checked without running: the backend is usable, it can make the strategy, and the seed's folder
+/// is free, or holds this very run, or may be replaced.
 ///
 /// # Errors
-/// [`RunError::Occupied`].
-pub fn check_folder(run: &Run, options: &RunOptions) -> Result<(), RunError> {
+/// [`RunError::Backend`], [`RunError::Config`], [`RunError::Occupied`].
+pub fn check_start(run: &Run, options: &RunOptions) -> Result<(), RunError> {
+    options.backend.run(StrategyCheck(run))??;
     let (dir, hash) = (seed_dir(run, options), run_hash(run, options));
     let other = || SeedResults::load(run.seed(), &dir).run.is_some_and(|info| info.config_hash != hash);
     if !options.fresh && other() { Err(RunError::Occupied { dir }) } else { Ok(()) }
+}
+
+struct StrategyCheck<'a>(&'a Run);
+
+impl BackendJob for StrategyCheck<'_> {
+    type Output = Result<(), ConfigError>;
+
+    fn run<B: Kernels>(self, _: B::Device) -> Self::Output {
+        self.0.experiment().strategy::<B>().map(drop)
+    }
 }
 
 /// Runs one seed, or resumes it, or says that it is done.
@@ -170,7 +182,7 @@ pub fn check_folder(run: &Run, options: &RunOptions) -> Result<(), RunError> {
 /// # Errors
 /// [`RunError`]; `run.json` then holds the cause.
 pub fn run_seed(run: &Run, options: &RunOptions) -> Result<SeedOutcome, RunError> {
-    check_folder(run, options)?;
+    check_start(run, options)?;
     let (dir, hash) = (seed_dir(run, options), run_hash(run, options));
     let done = || SeedResults::load(run.seed(), &dir).run.is_some_and(|info| info.status == RunStatus::Finished {});
     if !options.fresh && done() {
@@ -264,12 +276,8 @@ impl Job<'_> {
         let mut rounds = RoundsCsv::resume(self.path("rounds.csv"), resumed)?;
         let mut console = progress.console();
         let mut interrupt = Interrupt(self.options.interrupt.clone());
-        let mut early_stop = config.early_stop.clone().unwrap_or_default().build()?;
-        for event in EventLog::open(self.path("events.jsonl"))? {
-            // So that a resumed run ends where an uninterrupted one would. Only a wish to stop could come back, and it
-            // came to nothing the first time or the run would not have gone on.
-            let _ = early_stop.on_event(&event?);
-        }
+        let rule = config.early_stop.clone().unwrap_or_default().build()?;
+        let mut early_stop = EarlyStopping::after(rule, EventLog::open(self.path("events.jsonl"))?)?;
         let watchers: &mut [&mut dyn Observer] =
             &mut [&mut events, &mut rounds, &mut console, &mut early_stop, &mut interrupt];
         let ended = server.run(watchers);
@@ -383,6 +391,34 @@ impl Observer for Interrupt {
         match self.0.load(Ordering::Relaxed) {
             true => ControlFlow::Break(Self::reason()),
             false => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// An early stop that a resumed run meets where an uninterrupted one would.
+struct EarlyStopping {
+    rule: EarlyStop,
+    /// The rule had ended the run already, which was killed before its results were written.
+    due: Option<StopReason>,
+}
+
+impl EarlyStopping {
+    fn after(mut rule: EarlyStop, log: EventLog) -> Result<Self, ObserverError> {
+        let mut due = None;
+        for event in log {
+            if let ControlFlow::Break(reason) = rule.on_event(&event?) {
+                due.get_or_insert(reason);
+            }
+        }
+        Ok(Self { rule, due })
+    }
+}
+
+impl Observer for EarlyStopping {
+    fn on_event(&mut self, event: &Event) -> ControlFlow<StopReason> {
+        match self.due.take() {
+            Some(reason) => ControlFlow::Break(reason),
+            None => self.rule.on_event(event),
         }
     }
 }

@@ -111,6 +111,8 @@ pub fn plan(
         .map(|cell| {
             let all: Vec<_> = settings.iter().chain(&cell.settings).cloned().collect();
             let config = adjust(ExperimentConfig::load(path, &all)?);
+            // `adjust` may have replaced them.
+            config.check_seeds(path)?;
             let seeds = config.seeds.clone();
             let experiment = Experiment::new(path, config, data_root)?;
             let runs = seeds.into_iter().map(|seed| experiment.run(seed)).collect::<Result<_, _>>()?;

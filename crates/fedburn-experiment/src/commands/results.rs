@@ -37,6 +37,9 @@ pub fn compare(args: &CompareArgs) -> Outcome {
             results.push(ExperimentResults::load(&dir)?);
         }
     }
+    if results.len() < 2 {
+        return Err("there is one experiment, expected at least two to compare".into());
+    }
     let table = comparison(&results, metric, at)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&table)?),

@@ -13,7 +13,7 @@ use fedburn_experiment::list::list;
 use fedburn_experiment::progress::Progress;
 use fedburn_experiment::report::{headline, write_html};
 use fedburn_experiment::results::ExperimentResults;
-use fedburn_experiment::run::{RunError, RunOptions, SeedOutcome, check_folder, run_seed};
+use fedburn_experiment::run::{RunError, RunOptions, SeedOutcome, check_start, run_seed};
 use fedburn_experiment::sweep::{Axis, PlannedCell, figures, plan, table};
 
 use super::Outcome;
@@ -69,7 +69,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let interrupt = on_interrupt()?;
     let options = |path: &Path, dir: &Path| settings.options(dir, &interrupt, &command("run", path, settings, &[]));
     for (path, dir, runs) in &planned {
-        runs.iter().try_for_each(|run| check_folder(run, &options(path, dir)))?;
+        runs.iter().try_for_each(|run| check_start(run, &options(path, dir)))?;
     }
     for (path, dir, runs) in planned {
         let options = options(&path, &dir);
@@ -104,7 +104,7 @@ pub fn sweep(args: &SweepArgs) -> Outcome {
         settings.options(&cell.cell.dir(&experiment), &interrupt, &command)
     };
     for cell in &cells {
-        cell.runs.iter().try_for_each(|run| check_folder(run, &options(cell)))?;
+        cell.runs.iter().try_for_each(|run| check_start(run, &options(cell)))?;
     }
     for (index, cell) in cells.iter().enumerate() {
         settings.progress().note(&format!("cell {}/{total}: {}", index + 1, cell.cell.settings.join(" ")));

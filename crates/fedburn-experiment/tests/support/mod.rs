@@ -88,13 +88,13 @@ impl Workplace {
 
 fn collect(dir: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
     for entry in fs::read_dir(dir).into_iter().flatten() {
-        let path = entry.unwrap().path();
+        let Ok(path) = entry.map(|entry| entry.path()) else { continue };
         if path.is_dir() {
             collect(&path, found);
             found.push((path, Vec::new()));
         } else {
-            let bytes = fs::read(&path).unwrap();
-            found.push((path, bytes));
+            // Of a program that still runs, a temporary file may be gone by now.
+            found.extend(fs::read(&path).ok().map(|bytes| (path, bytes)));
         }
     }
 }

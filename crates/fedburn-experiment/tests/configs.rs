@@ -1,0 +1,179 @@
+//! What cannot run is refused before anything runs, in words that say where and what to do.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+
+use support::{STEADY, Workplace, json};
+
+/// Runs the experiment and asserts that it was refused with `words` and that nothing was made.
+fn refused(place: &Workplace, settings: &str, words: &[&str]) {
+    place.call(&format!("experiment run suite --out out {settings}")).assert_refused(words);
+    assert!(!place.path("out").exists(), "{settings}: a folder was made");
+}
+
+/// The same for a file with `from` replaced by `to`.
+fn refused_edit(from: &str, to: &str, words: &[&str]) {
+    assert!(STEADY.contains(from), "{from}");
+    let words: Vec<_> = words.iter().copied().chain(["benches/experiments/suite/name.toml"]).collect();
+    refused(&Workplace::new(&STEADY.replace(from, to)), "", &words);
+}
+
+#[test]
+fn unknown_fields_are_named_with_the_known_ones() {
+    refused_edit("batch_size", "batchsize", &["client.batchsize", "unknown field", "`batch_size`"]);
+    refused_edit("title =", "titel =", &["titel", "unknown field", "`title`"]);
+    refused_edit("kind = \"softmax\"", "kind = \"softmax\", hidden = 3", &["model", "unknown field `hidden`"]);
+    refused_edit("kind = \"fedavg\"", "kind = \"fedavg\", lr = 1", &["strategy", "unknown field `lr`"]);
+}
+
+#[test]
+fn missing_fields_are_named() {
+    refused_edit("title = \"A steady federation\"", "", &["missing field `title`"]);
+    refused_edit(", batch_size = 32", "", &["client: missing field `batch_size`"]);
+    refused_edit("kind = \"softmax\"", "", &["model: missing field `kind`"]);
+}
+
+#[test]
+fn values_of_the_wrong_type_are_told_in_plain_words() {
+    refused_edit("lr = 0.1", "lr = \"fast\"", &["client.lr", "\"fast\"", "expected a number"]);
+    refused_edit("rounds = 4", "rounds = -4", &["server.rounds", "-4", "expected a whole number of at least 0"]);
+    refused_edit("epochs = 1", "epochs = 1.5", &["client.epochs", "1.5", "expected a whole number"]);
+    refused_edit("seeds = [0]", "seeds = 0", &["seeds", "`0`", "expected a list"]);
+    refused_edit("{ rounds = 4, checkpoint_every = 3 }", "4", &["server", "`4`", "expected a table"]);
+    refused_edit("{ kind = \"softmax\" }", "\"softmax\"", &["model", "softmax", "expected a table"]);
+}
+
+#[test]
+fn impossible_values_are_told_with_table_field_value_and_expectation() {
+    refused_edit("lr = 0.1", "lr = -0.1", &["[client]", "`lr` is -0.1", "expected a number above 0"]);
+    refused_edit("rounds = 4", "rounds = 4, min_updates = 0", &["[server]", "`min_updates` is 0", "at least 1"]);
+    refused_edit("per_round = 3", "per_round = 7", &["[sampler]", "`per_round` is 7", "1 to 6"]);
+    refused_edit("client_holdout = 0.2", "client_holdout = 1.0", &["[evaluation]", "`client_holdout` is 1", "[0, 1)"]);
+    refused_edit("alpha = 0.5", "alpha = 0.0", &["[partition]", "`alpha` is 0", "expected"]);
+    refused_edit("seeds = [0]", "seeds = [0, 5, 0]", &["seeds", "0 twice"]);
+    refused_edit("seeds = [0]", "seeds = []", &["seeds", "at least one"]);
+    refused_edit("{ kind = \"fedavg\" }", "{ kind = \"fedavg\", server_lr = 0 }", &["server_lr = 0", "above 0"]);
+    let zero = "rounds = 4, checkpoint_every = 3 }\nbaselines = { centralised_epochs = 0 }";
+    refused_edit("rounds = 4, checkpoint_every = 3 }", zero, &["[baselines]", "`centralised_epochs` is 0"]);
+    let unreachable = "title = \"x\"\navailability = { probability = 0.0 }";
+    refused_edit("title = \"A steady federation\"", unreachable, &["[availability]", "`probability` is 0"]);
+}
+
+#[test]
+fn a_split_that_cannot_be_is_refused_with_the_reason() {
+    // 1,438 training examples.
+    refused_edit("min_examples = 10", "min_examples = 240", &["[partition]", "1440", "1438", "min_examples"]);
+}
+
+#[test]
+fn unknown_kinds_list_the_known_ones() {
+    refused_edit("\"dirichlet\"", "\"dirichelet\"", &["partition.kind", "`dirichelet`", "`dirichlet`", "`shards`"]);
+    refused_edit("\"softmax\"", "\"resnet9\"", &["model.kind", "`resnet9`", "`two_nn`", "`resnet18`"]);
+    refused_edit("\"fedavg\"", "\"fedsgd\"", &["strategy.kind", "`fedsgd`", "`fedavg`"]);
+    refused_edit("\"digits\"", "\"letters\"", &["data.kind", "`letters`", "`fashion_mnist`"]);
+    refused_edit("\"uniform\"", "\"unifrom\"", &["sampler.kind", "`unifrom`", "`uniform`"]);
+}
+
+#[test]
+fn missing_data_names_the_command_that_gets_it() {
+    let words = ["[data]", "`mnist`", "data/mnist", "data fetch mnist"];
+    refused_edit("kind = \"digits\"", "kind = \"mnist\"", &words);
+}
+
+#[test]
+fn a_syntax_error_shows_its_line() {
+    refused_edit("sampler = {", "sampler = = {", &["line 10", "sampler = = {"]);
+}
+
+#[test]
+fn claims_that_could_never_be_met_are_refused() {
+    let claim = |text: &str| format!("checkpoint_every = 3 }}\n[[expect]]\n{text}");
+    let refused = |text: &str, words: &[&str]| refused_edit("checkpoint_every = 3 }", &claim(text), words);
+    refused("metric = \"acuracy\"\nat_least = 0.5", &["[expect]", "`acuracy`", "accuracy_over_centralised"]);
+    refused("metric = \"accuracy\"", &["[expect]", "no bound", "at_least"]);
+    refused("metric = \"loss\"\nat_most = 1\nat_round = 9", &["[expect]", "`at_round` is 9", "rounds = 4"]);
+    let over = "metric = \"accuracy_over_centralised\"\nat_least = 0.0";
+    refused(over, &["[expect]", "[baselines] centralised_epochs"]);
+}
+
+#[test]
+fn overrides_are_checked_like_the_file() {
+    let place = Workplace::new(STEADY);
+    refused(&place, "--set client.lrr=0.1", &["client.lrr", "unknown field"]);
+    refused(&place, "--set client.lr=-1", &["[client]", "`lr` is -1"]);
+    refused(&place, "--set client.lr", &["--set client.lr", "table.field=value"]);
+    refused(&place, "--set =1", &["--set =1", "name is empty"]);
+    refused(&place, "--set title.x=1", &["--set title.x=1", "`title` is not a table"]);
+    refused(&place, "--seeds 1,1", &["seeds", "1 twice"]);
+    refused(&place, "--seeds 3..3", &["--seeds 3..3", "expected"]);
+}
+
+#[test]
+fn overrides_take_effect() {
+    let place = Workplace::new(STEADY);
+    place.succeed("experiment run suite --quiet --out out --set server.rounds=1 --set strategy.weighting=uniform");
+    let config = fs::read_to_string(place.seed("out", 0).join("config.toml")).unwrap();
+    assert!(config.contains("rounds = 1") && config.contains("weighting = \"uniform\""), "{config}");
+}
+
+#[test]
+fn unknown_names_are_told_with_the_known_ones() {
+    let place = Workplace::new(STEADY);
+    place.call("experiment run siute").assert_refused(&["`siute`", "suite"]);
+    place.call("experiment run suite/nmae").assert_refused(&["`suite/nmae`", "suite"]);
+    place.call("experiment run no.toml").assert_refused(&["no.toml", "No such file"]);
+    place.call("experiment run suite --configs nowhere").assert_refused(&["nowhere", "--configs"]);
+    refused(&place, "--backend gpu", &["`gpu`", "flex, ndarray, cuda, wgpu, tch"]);
+}
+
+#[test]
+fn cuda_without_a_gpu_is_an_error_and_costs_nobody_their_results() {
+    if std::path::Path::new("/dev/nvidia0").exists() {
+        eprintln!("a GPU is attached: nothing to refuse");
+        return;
+    }
+    let place = Workplace::new(STEADY);
+    refused(&place, "--backend cuda", &["`cuda`", "NVIDIA", "--backend flex"]);
+    place.succeed("experiment run suite --quiet --out out");
+    let before = place.everything("out");
+    let words = ["`cuda`", "--backend flex"];
+    place.call("experiment run suite --quiet --out out --fresh --backend cuda").assert_refused(&words);
+    assert!(place.everything("out") == before);
+}
+
+#[test]
+fn every_target_is_checked_before_the_first_one_runs() {
+    let place = Workplace::new(STEADY);
+    place.write("benches/experiments/suite/worse.toml", STEADY.replace("lr = 0.1", "lr = 0.0"));
+    refused(&place, "", &["worse.toml", "`lr` is 0"]);
+}
+
+#[test]
+fn results_of_another_configuration_are_kept_unless_told_otherwise() {
+    let place = Workplace::new(&STEADY.replace("seeds = [0]", "seeds = [1]"));
+    place.succeed("experiment run suite --quiet --out out");
+    let before = place.everything("out");
+    let words = ["seed-1", "another configuration", "--fresh", "--out"];
+    // Seed 0 is free, but nothing of this command may run.
+    place.call("experiment run suite --quiet --out out --seeds 0,1 --set client.lr=0.2").assert_refused(&words);
+    assert!(place.everything("out") == before);
+    // What cannot change results is not another configuration.
+    place.succeed("experiment run suite --quiet --out out --workers 1 --set title=other");
+    place.succeed("experiment run suite --quiet --out out --set client.lr=0.2 --fresh");
+    let after = json(&place.seed("out", 1).join("run.json"));
+    assert!(before.iter().all(|(path, bytes)| !path.ends_with("run.json") || *bytes != after.to_string().as_bytes()));
+    let config = fs::read_to_string(place.seed("out", 1).join("config.toml")).unwrap();
+    assert!(config.contains("lr = 0.2"), "{config}");
+}
+
+#[test]
+fn help_says_what_the_program_does() {
+    let place = Workplace::new(STEADY);
+    assert!(place.succeed("--help").stdout.starts_with("Federated learning experiments"));
+    for command in ["experiment run", "experiment sweep", "aggregate", "partition", "data fetch"] {
+        assert!(place.succeed(&format!("{command} --help")).stdout.contains("Usage: fedburn"), "{command}");
+    }
+    place.call("experiment comapre").assert_refused(&["comapre", "'compare'"]);
+}

@@ -1,0 +1,305 @@
+//! The same bits whatever the number of workers, whether a run is left alone, interrupted or killed; and two backends
+//! that agree.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fedburn::core::Seed;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use support::{Finished, STEADY, Workplace, json};
+
+const ROUNDS: u64 = 60;
+
+/// Clients come, go and fail; the optimiser has a velocity; there are baselines.
+const UNRELIABLE: &str = r#"
+title = "An unreliable federation"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 12, alpha = 0.3, min_examples = 5 }
+evaluation = { client_holdout = 0.2 }
+model = { kind = "two_nn", hidden = 12 }
+client = { rule = "sgd", epochs = 1, batch_size = 16, lr = 0.1, momentum = 0.5 }
+strategy = { kind = "fedavg" }
+sampler = { kind = "uniform", per_round = 5 }
+availability = { probability = 0.7, dropout = 0.2 }
+server = { rounds = 60, min_updates = 2, checkpoint_every = 3 }
+baselines = { centralised_epochs = 3, local_only_epochs = 1 }
+"#;
+
+/// Everybody takes part, and there is a schedule over rounds.
+const EVERYBODY: &str = r#"
+title = "Everybody, every round"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "shards", clients = 8 }
+model = { kind = "softmax" }
+client = { steps = 4, batch_size = 16, lr = 0.2, schedule = { kind = "exponential", decay = 0.97 } }
+strategy = { kind = "fedavg", weighting = "uniform", server_lr = 0.9 }
+sampler = { kind = "all" }
+server = { rounds = 60, checkpoint_every = 3 }
+"#;
+
+/// Everything in a seed's folder that must not depend on how the run went.
+#[derive(Debug, PartialEq)]
+struct Traces {
+    model: Vec<u8>,
+    model_hash: Value,
+    rounds: Vec<String>,
+    clients: String,
+    baselines: Value,
+    events: Vec<Value>,
+}
+
+impl Traces {
+    fn of(dir: &Path) -> Self {
+        let text = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+        let summary = json(&dir.join("summary.json"));
+        assert!(summary["model_hash"].as_str().is_some_and(|hash| hash.len() == 64), "{summary}");
+        Self {
+            model: fs::read(dir.join("model.safetensors")).unwrap(),
+            model_hash: summary["model_hash"].clone(),
+            // Seconds are the last column.
+            rounds: text("rounds.csv").lines().map(|row| row.rsplit_once(',').unwrap().0.to_owned()).collect(),
+            clients: text("clients.csv"),
+            baselines: json(&dir.join("baselines.json")),
+            events: events(&text("events.jsonl")),
+        }
+    }
+
+    fn assert_same(&self, other: &Self, what: &str) {
+        assert_eq!(self.model_hash, other.model_hash, "{what}");
+        assert!(self.model == other.model, "{what}: the models' bytes differ");
+        assert_eq!(self.rounds, other.rounds, "{what}");
+        assert_eq!(self.clients, other.clients, "{what}");
+        assert_eq!(self.baselines, other.baselines, "{what}");
+        for (a, b) in self.events.iter().zip(&other.events) {
+            assert_eq!(a, b, "{what}");
+        }
+        assert_eq!(self.events.len(), other.events.len(), "{what}");
+    }
+}
+
+/// Events without wall-clock seconds. Clients answer in any order, so those of a round are sorted. Left out is what
+/// tells of the process and not of the training: where it began again, and checkpoints, which a kill right after
+/// writing one leaves untold.
+fn events(text: &str) -> Vec<Value> {
+    let mut events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let name = |event: &Value| event["event"].as_str().unwrap().to_owned();
+    events.retain(|event| match name(event).as_str() {
+        "checkpointed" => false,
+        "run_started" => event["round"] == 0,
+        _ => true,
+    });
+    events.iter_mut().for_each(|event| drop(event.as_object_mut().unwrap().remove("seconds")));
+    let of_client = |event: &Value| name(event).starts_with("client_");
+    let mut groups: Vec<Vec<Value>> = Vec::new();
+    for event in events {
+        match groups.last_mut() {
+            Some(group) if of_client(&event) && of_client(&group[0]) => group.push(event),
+            _ => groups.push(vec![event]),
+        }
+    }
+    groups.iter_mut().for_each(|group| group.sort_by_key(Value::to_string));
+    groups.into_iter().flatten().collect()
+}
+
+fn undisturbed(place: &Workplace, out: &str, settings: &str) -> Traces {
+    place.succeed(&format!("experiment run suite --quiet --out {out} {settings}"));
+    Traces::of(&place.seed(out, 3))
+}
+
+fn start(place: &Workplace, out: &str) -> Child {
+    let mut command = place.command(&format!("experiment run suite --quiet --workers 2 --out {out}"));
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// The last round in `rounds.csv`, 0 where there is none yet.
+fn last_round(dir: &Path) -> u64 {
+    let text = fs::read_to_string(dir.join("rounds.csv")).unwrap_or_default();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().last().and_then(|row| row.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Waits until the round is on disk; `false` where the process ended first.
+fn wait_for_round(process: &mut Child, dir: &Path, round: u64) -> bool {
+    wait_until(process, || last_round(dir) >= round)
+}
+
+fn wait_until(process: &mut Child, is_reached: impl Fn() -> bool) -> bool {
+    while !is_reached() {
+        if process.try_wait().unwrap().is_some() {
+            return false;
+        }
+        // A breath between looks, so that the process under test has the processor; nothing depends on its length.
+        std::thread::park_timeout(Duration::from_micros(200));
+    }
+    true
+}
+
+/// A number from 0 up to `end`, excluded, fixed by the test and not by the clock.
+fn draw(seed: Seed, index: u64, end: u64) -> u64 {
+    use rand::Rng;
+    seed.index(index).rng().next_u64() % end
+}
+
+/// Runs `config` and kills it with SIGKILL again and again, one to seven rounds after the last round on disk or, in the
+/// end, during what follows the last round. Returns the number of kills.
+fn kill_and_resume(place: &Workplace, out: &str, seed: Seed) -> u32 {
+    let dir = place.seed(out, 3);
+    let mut kills = 0;
+    for attempt in 0.. {
+        assert!(attempt < 2 * ROUNDS, "the run gets nowhere");
+        let before = last_round(&dir);
+        let mut process = start(place, out);
+        if before < ROUNDS {
+            let round = (before + 1 + draw(seed, attempt, 7)).min(ROUNDS);
+            if wait_for_round(&mut process, &dir, round) {
+                process.kill().unwrap();
+            }
+        }
+        let status = process.wait().unwrap();
+        match status.signal() {
+            Some(signal) => assert_eq!(signal, 9),
+            None => {
+                assert!(status.success(), "{status}");
+                break;
+            }
+        }
+        kills += 1;
+    }
+    kills
+}
+
+fn kills_leave_no_trace(config: &str, seed: Seed) {
+    let place = Workplace::new(config);
+    let expected = undisturbed(&place, "undisturbed", "--workers 2");
+    assert_eq!(expected.rounds.len() as u64, ROUNDS + 2, "a header, the initial model and the rounds");
+    let mut kills = 0;
+    for run in 0.. {
+        let out = format!("killed-{run}");
+        kills += kill_and_resume(&place, &out, seed.index(run));
+        Traces::of(&place.seed(&out, 3)).assert_same(&expected, &format!("run {run}, {kills} kills so far"));
+        if kills >= 20 {
+            return;
+        }
+    }
+}
+
+#[test]
+fn twenty_kills_leave_no_trace_where_clients_fail() {
+    kills_leave_no_trace(UNRELIABLE, Seed::new(11));
+}
+
+#[test]
+fn twenty_kills_leave_no_trace_where_everybody_takes_part() {
+    kills_leave_no_trace(EVERYBODY, Seed::new(12));
+}
+
+#[test]
+fn a_run_killed_after_its_early_stop_does_not_train_on() {
+    let stop = "early_stop = { target = 0.75 }\nbaselines = { centralised_epochs = 100 }\n";
+    let place = Workplace::new(&(EVERYBODY.to_owned() + stop));
+    let expected = undisturbed(&place, "undisturbed", "");
+    let ended = expected.events.iter().find(|event| event["event"] == "run_ended").unwrap();
+    assert!(ended["stopped"].is_string() && ended["round"].as_u64().unwrap() < ROUNDS, "{ended}");
+    let dir = place.seed("killed", 3);
+    for _ in 0..3 {
+        let mut process = start(&place, "killed");
+        let told = || fs::read_to_string(dir.join("events.jsonl")).unwrap_or_default().contains("run_ended");
+        assert!(wait_until(&mut process, told), "ended before it was killed");
+        process.kill().unwrap();
+        assert_eq!(process.wait().unwrap().signal(), Some(9));
+    }
+    place.succeed("experiment run suite --quiet --out killed");
+    Traces::of(&dir).assert_same(&expected, "after kills");
+}
+
+#[test]
+fn the_number_of_workers_changes_no_bit() {
+    let place = Workplace::new(UNRELIABLE);
+    let one = undisturbed(&place, "one", "--workers 1");
+    let failures = |traces: &Traces| traces.events.iter().filter(|e| e["event"] == "client_failed").count();
+    assert!(failures(&one) > 10, "clients that fail are part of this claim");
+    for workers in [2, 3] {
+        let more = undisturbed(&place, &format!("workers-{workers}"), &format!("--workers {workers}"));
+        more.assert_same(&one, &format!("{workers} workers"));
+    }
+}
+
+#[test]
+fn flex_twice_gives_the_same_bits_and_another_seed_others() {
+    let place = Workplace::new(EVERYBODY);
+    let first = undisturbed(&place, "first", "");
+    undisturbed(&place, "second", "").assert_same(&first, "again");
+    place.succeed("experiment run suite --quiet --out first --seeds 4");
+    assert_ne!(json(&place.seed("first", 4).join("summary.json"))["model_hash"], first.model_hash);
+}
+
+#[test]
+fn an_interrupt_ends_the_round_and_the_same_command_goes_on() {
+    let config = UNRELIABLE.replace("rounds = 60", "rounds = 120");
+    let place = Workplace::new(&config);
+    let expected = undisturbed(&place, "undisturbed", "");
+    let dir = place.seed("interrupted", 3);
+    for round in [2, 31] {
+        let mut process = start(&place, "interrupted");
+        assert!(wait_for_round(&mut process, &dir, round), "ended before it was interrupted");
+        let sent = Command::new("sh").arg("-c").arg(format!("kill -INT {}", process.id())).status().unwrap();
+        assert!(sent.success());
+        assert_eq!(process.wait().unwrap().code(), Some(130));
+        let info = json(&dir.join("run.json"));
+        assert_eq!(info["status"]["kind"], "stopped", "{info}");
+        assert!(!dir.join("summary.json").exists());
+        // Nothing of the work is lost: the checkpoint is of the last round, wherever that fell.
+        assert!(dir.join(format!("checkpoint/round-{:08}", last_round(&dir))).is_dir());
+    }
+    let resumed = place.succeed("experiment run suite --out interrupted");
+    assert!(resumed.stderr.contains("resuming after round"), "{}", resumed.stderr);
+    Traces::of(&dir).assert_same(&expected, "after two interrupts");
+}
+
+#[test]
+fn ndarray_agrees_with_flex() {
+    let place = Workplace::new(STEADY);
+    let model = |backend: &str| {
+        place.succeed(&format!("experiment run suite --quiet --out {backend} --backend {backend}"));
+        let dir = place.seed(backend, 0);
+        let accuracy = json(&dir.join("summary.json"))["final_accuracy"]["value"].as_f64().unwrap();
+        let bytes = fs::read(dir.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut names = tensors.names();
+        names.sort();
+        let mut values = Vec::new();
+        for name in names {
+            let tensor = tensors.tensor(name).unwrap();
+            values.extend(tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        }
+        (values, accuracy)
+    };
+    let ((flex, accuracy), (ndarray, other)) = (model("flex"), model("ndarray"));
+    assert_eq!((flex.len(), ndarray.len()), (650, 650));
+    let furthest = flex.iter().zip(&ndarray).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let largest = flex.iter().map(|v| v.abs()).fold(0.0, f32::max);
+    assert!(furthest <= 1e-4 * largest, "{furthest} apart, the largest value is {largest}");
+    assert!((accuracy - other).abs() <= 0.01, "{accuracy} and {other}");
+    assert!(accuracy > 0.25, "{accuracy}: the models are trained ones");
+}
+
+#[test]
+fn results_of_one_backend_are_not_gone_on_with_by_another() {
+    let place = Workplace::new(STEADY);
+    place.succeed("experiment run suite --quiet --out out");
+    Finished::of(place.command("experiment run suite --out out --backend ndarray")).assert_refused(&[
+        "seed-0",
+        "another configuration or backend",
+        "--fresh",
+    ]);
+}
