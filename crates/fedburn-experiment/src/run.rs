@@ -54,7 +54,7 @@ pub enum SeedOutcome {
     /// It was finished by an earlier call; nothing was done.
     AlreadyDone,
     /// It ran to its end.
-    Finished(Summary),
+    Finished(Box<Summary>),
     /// The user interrupted it after this round; the same command goes on.
     Interrupted(RoundIndex),
 }
@@ -304,7 +304,7 @@ impl Job<'_> {
         figures.partition_fingerprint = Some(format!("{:016x}", run.partition().fingerprint()));
         figures.model_hash = Some(results::model_hash(&summary.deployed.to_host()));
         results::write_json(&self.path("summary.json"), &figures)?;
-        Ok(SeedOutcome::Finished(figures))
+        Ok(SeedOutcome::Finished(Box::new(figures)))
     }
 
     fn write_model<B: Backend>(&self, summary: &RunSummary<B>) -> Result<(), RunError> {
