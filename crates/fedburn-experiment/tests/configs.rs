@@ -154,6 +154,7 @@ fn every_target_is_checked_before_the_first_one_runs() {
 fn results_of_another_configuration_are_kept_unless_told_otherwise() {
     let place = Workplace::new(&STEADY.replace("seeds = [0]", "seeds = [1]"));
     place.succeed("experiment run suite --quiet --out out");
+    let hash = json(&place.seed("out", 1).join("run.json"))["config_hash"].clone();
     let before = place.everything("out");
     let words = ["seed-1", "another configuration", "--fresh", "--out"];
     // Seed 0 is free, but nothing of this command may run.
@@ -162,8 +163,7 @@ fn results_of_another_configuration_are_kept_unless_told_otherwise() {
     // What cannot change results is not another configuration.
     place.succeed("experiment run suite --quiet --out out --workers 1 --set title=other");
     place.succeed("experiment run suite --quiet --out out --set client.lr=0.2 --fresh");
-    let after = json(&place.seed("out", 1).join("run.json"));
-    assert!(before.iter().all(|(path, bytes)| !path.ends_with("run.json") || *bytes != after.to_string().as_bytes()));
+    assert_ne!(json(&place.seed("out", 1).join("run.json"))["config_hash"], hash);
     let config = fs::read_to_string(place.seed("out", 1).join("config.toml")).unwrap();
     assert!(config.contains("lr = 0.2"), "{config}");
 }
