@@ -43,7 +43,7 @@ pub enum ExperimentCommand {
     Compare(CompareArgs),
     /// Write the report of each experiment and a page for the suite.
     Report(ReportArgs),
-    /// Check results against the experiments' [[expect]] tables; fails on a miss.
+    /// Check results against the experiments' `[[expect]]` tables; fails on a miss.
     Check(CheckArgs),
 }
 
@@ -122,7 +122,7 @@ pub struct RunArgs {
 pub struct SweepArgs {
     /// An experiment: suite/name or a .toml file.
     pub target: String,
-    /// A dimension of the grid: `client.lr=0.1,0.01`. May be repeated; the file's [sweep] table by default.
+    /// A dimension of the grid: `client.lr=0.1,0.01`. May be repeated; the file's `[sweep]` table by default.
     #[arg(long = "grid", value_name = "FIELD=VALUES")]
     pub grid: Vec<String>,
     /// How to run.
@@ -229,7 +229,7 @@ pub enum DataCommand {
 /// Arguments of `aggregate`.
 #[derive(Debug, Args)]
 pub struct AggregateArgs {
-    /// A TOML file with what an experiment's [strategy] table holds.
+    /// A TOML file with what an experiment's `[strategy]` table holds.
     #[arg(long)]
     pub strategy: PathBuf,
     /// The parameters that the clients started from.
