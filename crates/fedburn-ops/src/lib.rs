@@ -4,6 +4,11 @@
 //! faster kernels of its own ([`Kernels`]) and models need not know. Any backend whose feature is on can be used:
 //! `flex`, `ndarray`, `cuda`, `wgpu`, `tch`, each also inside [`Autodiff`](burn::backend::Autodiff).
 //!
+//! `flex` and `ndarray` share kernels of their own for single precision, forward and backward: convolution without a
+//! matrix of patches, group norm, max pooling and linear layers, each fused with the ReLU that follows it. They run on
+//! the calling thread, choose AVX-512, AVX2 or plain code at run time, and give the same bits on every run of a machine.
+//! Everything else, other precisions included, runs burn's operations.
+//!
 //! # Examples
 //!
 //! ```

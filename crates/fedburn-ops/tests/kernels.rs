@@ -3,7 +3,7 @@
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use fedburn_ops::{ConvOptions, Kernels, conv2d, group_norm, max_pool2d};
@@ -14,8 +14,10 @@ fn values(len: usize, salt: u64) -> Vec<f64> {
     (0..len).map(|i| (mix(i) as f64 / (1u64 << 53) as f64).mul_add(2.0, -1.0)).collect()
 }
 
-fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D]) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), &B::Device::default())
+/// The precision is named, since a process has one default for all of a backend's float types.
+fn tensor<B: Backend, const D: usize>(values: &[f64], shape: [usize; D], dtype: DType) -> Tensor<B, D> {
+    let data = TensorData::new(values.to_vec(), shape).convert_dtype(dtype);
+    Tensor::from_data(data, (&B::Device::default(), dtype))
 }
 
 fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
@@ -82,17 +84,18 @@ impl Case {
         }
     }
 
-    fn forward<B: Kernels>(self, inputs: &[Vec<f64>]) -> Vec<f64> {
-        let inputs: Vec<Tensor<B, 1>> = inputs.iter().map(|v| tensor(v, [v.len()])).collect();
+    fn forward<B: Kernels>(self, inputs: &[Vec<f64>], dtype: DType) -> Vec<f64> {
+        let inputs: Vec<Tensor<B, 1>> = inputs.iter().map(|v| tensor(v, [v.len()], dtype)).collect();
         host(self.run(&inputs))
     }
 
     /// Gradients of `sum(weights * output)` with fixed random weights, one vector per input.
-    fn gradients<B: Kernels>(self, inputs: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let inputs: Vec<Tensor<Autodiff<B>, 1>> = inputs.iter().map(|v| tensor(v, [v.len()]).require_grad()).collect();
+    fn gradients<B: Kernels>(self, inputs: &[Vec<f64>], dtype: DType) -> Vec<Vec<f64>> {
+        let inputs: Vec<Tensor<Autodiff<B>, 1>> =
+            inputs.iter().map(|v| tensor(v, [v.len()], dtype).require_grad()).collect();
         let output = self.run(&inputs);
         let shape = output.dims();
-        let loss = (output * tensor(&values(shape.iter().product(), 9), shape)).sum();
+        let loss = (output * tensor(&values(shape.iter().product(), 9), shape, dtype)).sum();
         let gradients = loss.backward();
         inputs.iter().map(|t| host(t.grad(&gradients).unwrap())).collect()
     }
@@ -156,10 +159,10 @@ fn every_backend_agrees_with_the_definition() {
     for case in CASES {
         let inputs = case.inputs();
         let expected = case.reference(&inputs);
-        assert_close(&case.forward::<NdArray<f64>>(&inputs), &expected, 1e-12);
-        assert_close(&case.forward::<Flex>(&inputs), &expected, 1e-5);
-        assert_close(&case.forward::<NdArray>(&inputs), &expected, 1e-5);
-        assert_close(&case.forward::<Autodiff<Flex>>(&inputs), &expected, 1e-5);
+        assert_close(&case.forward::<NdArray>(&inputs, DType::F64), &expected, 1e-12);
+        assert_close(&case.forward::<Flex>(&inputs, DType::F32), &expected, 1e-5);
+        assert_close(&case.forward::<NdArray>(&inputs, DType::F32), &expected, 1e-5);
+        assert_close(&case.forward::<Autodiff<Flex>>(&inputs, DType::F32), &expected, 1e-5);
     }
 }
 
@@ -185,9 +188,9 @@ fn gradients_agree_with_finite_differences_of_the_definition() {
             })
             .collect();
         for gradients in [
-            case.gradients::<NdArray<f64>>(&inputs),
-            case.gradients::<NdArray>(&inputs),
-            case.gradients::<Flex>(&inputs),
+            case.gradients::<NdArray>(&inputs, DType::F64),
+            case.gradients::<NdArray>(&inputs, DType::F32),
+            case.gradients::<Flex>(&inputs, DType::F32),
         ] {
             for (found, expected) in gradients.iter().zip(&expected) {
                 assert_close(found, expected, 1e-4);

@@ -4,6 +4,7 @@ use pulp::{Simd, WithSimd};
 
 use super::planes::{Axis, Planes, Tap, Target};
 use super::simd::{Scratch, dispatch};
+use super::tiles::{Correlation, Panels, convolve};
 use crate::ConvOptions;
 
 /// The sizes of one convolution.
@@ -222,152 +223,6 @@ impl WithSimd for InputGradient<'_> {
     }
 }
 
-/// Weights in the order in which [`convolve`] reads them: blocks of outputs, in each block all inputs and taps, for
-/// each of these the block's outputs, zeros where there are no more.
-struct Panels {
-    outputs: usize,
-    /// Outputs in a block.
-    height: usize,
-    weights: Scratch,
-}
-
-impl Panels {
-    /// As many sums as the registers hold: 8 outputs by 3 vectors where there are 32 registers, else 4 by 3.
-    #[inline(always)]
-    fn new<S: Simd>(outputs: usize, fan_in: usize, weight: impl Fn(usize, usize) -> f32) -> Self {
-        let height = if S::REGISTER_COUNT >= 32 { 8 } else { 4 };
-        let mut weights = Scratch::zeroed(outputs.next_multiple_of(height) * fan_in);
-        for output in 0..outputs {
-            let block = &mut weights[output / height * height * fan_in..][..height * fan_in];
-            for k in 0..fan_in {
-                block[k * height + output % height] = weight(output, k);
-            }
-        }
-        Self { outputs, height, weights }
-    }
-}
-
-/// All outputs of one image, from its planes.
-#[inline(always)]
-fn convolve<S: Simd>(simd: S, planes: &Planes, panels: &Panels, bias: Option<&[f32]>, x: &[f32], y: &mut [f32]) {
-    let furthest = planes.offsets.iter().max().zip(planes.starts.iter().max()).map(|(a, b)| a + b);
-    let Some(furthest) = furthest else { return };
-    assert!(furthest + S::F32_LANES <= x.len());
-    let channel = y.len() / panels.outputs;
-    let fan_in = planes.offsets.len();
-    for (block, y) in y.chunks_mut(panels.height * channel).enumerate() {
-        let outputs = y.len() / channel;
-        let panel = &panels.weights[block * panels.height * fan_in..][..panels.height * fan_in];
-        let mut start = [0.0; 8];
-        if let Some(bias) = bias {
-            start[..outputs].copy_from_slice(&bias[block * panels.height..][..outputs]);
-        }
-        let mut vector = 0;
-        while vector < planes.starts.len() {
-            let vectors = match planes.starts.len() - vector {
-                1 => 1,
-                2 | 4 => 2,
-                _ => 3,
-            };
-            macro_rules! tile {
-                ($outputs:literal, $vectors:literal) => {{
-                    let mut starts = [0; $vectors];
-                    starts.copy_from_slice(&planes.starts[vector..vector + $vectors]);
-                    // SAFETY: the greatest offset and the greatest start stay inside `x` by the assertion above, and a
-                    // panel holds `height` weights, at least the tile's outputs, for each offset.
-                    #[expect(unsafe_code, reason = "the innermost loop; its bounds are checked once, above")]
-                    let sums = unsafe {
-                        accumulate::<S, $outputs, $vectors>(
-                            simd,
-                            panel,
-                            panels.height,
-                            &planes.offsets,
-                            x,
-                            starts,
-                            &start,
-                        )
-                    };
-                    for (sums, y) in sums.iter().zip(y.chunks_exact_mut(channel)) {
-                        for (i, sums) in sums.iter().enumerate() {
-                            store(simd, planes, vector + i, *sums, y);
-                        }
-                    }
-                }};
-            }
-            match (outputs > 4, vectors) {
-                (true, 1) => tile!(8, 1),
-                (true, 2) => tile!(8, 2),
-                (true, _) => tile!(8, 3),
-                (false, 1) => tile!(4, 1),
-                (false, 2) => tile!(4, 2),
-                (false, _) => tile!(4, 3),
-            }
-            vector += vectors;
-        }
-    }
-}
-
-/// `M` outputs at `V` vectors of positions: `start[m] + sum over k of panel[k][m] x[offsets[k] + starts[v] + lane]`.
-///
-/// # Safety
-/// `offset + start + lanes <= x.len()` for all offsets and starts; `panel` has `height >= M` weights for each offset.
-#[expect(unsafe_code, reason = "the innermost loop; its bounds are checked once, by the caller")]
-#[inline(always)]
-unsafe fn accumulate<S: Simd, const M: usize, const V: usize>(
-    simd: S,
-    panel: &[f32],
-    height: usize,
-    offsets: &[usize],
-    x: &[f32],
-    starts: [usize; V],
-    start: &[f32; 8],
-) -> [[S::f32s; V]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); V]; M];
-    for m in 0..M {
-        sums[m] = [simd.splat_f32s(start[m]); V];
-    }
-    let mut weights = panel.as_ptr();
-    for &offset in offsets {
-        let mut inputs = [simd.splat_f32s(0.0); V];
-        // SAFETY: by the contract, all reads are inside `x` and `panel`.
-        unsafe {
-            let x = x.as_ptr().add(offset);
-            for v in 0..V {
-                inputs[v] = x.add(starts[v]).cast::<S::f32s>().read_unaligned();
-            }
-            for m in 0..M {
-                let weight = simd.splat_f32s(*weights.add(m));
-                for v in 0..V {
-                    sums[m][v] = simd.mul_add_e_f32s(weight, inputs[v], sums[m][v]);
-                }
-            }
-            weights = weights.add(height);
-        }
-    }
-    sums
-}
-
-/// Writes the lanes of one vector that are outputs.
-#[inline(always)]
-fn store<S: Simd>(simd: S, planes: &Planes, vector: usize, sums: S::f32s, y: &mut [f32]) {
-    let runs = &planes.runs[vector];
-    if let ([run], 1) = (&runs[..], planes.step)
-        && run.lane == 0
-    {
-        simd.partial_store_f32s(&mut y[run.start..][..run.len], sums);
-        return;
-    }
-    let mut lanes = [0.0f32; 16];
-    let lanes = &mut lanes[..S::F32_LANES];
-    simd.partial_store_f32s(lanes, sums);
-    for run in runs {
-        let from = &lanes[run.lane..][..run.len];
-        for (to, from) in y[run.start..].iter_mut().step_by(planes.step).zip(from) {
-            *to = *from;
-        }
-    }
-}
-
 struct WeightGradient<'a> {
     geometry: &'a Geometry,
     x: &'a [f32],
@@ -405,7 +260,17 @@ impl WithSimd for WeightGradient<'_> {
                     }
                 }
                 let dw = &mut dw[group * g.outputs * g.fan_in()..][..g.outputs * g.fan_in()];
-                correlate(simd, &planes, images, &inputs, &gradients, pass * row, dw);
+                let correlation = Correlation {
+                    left: &gradients,
+                    rows: g.outputs,
+                    row: pass * row,
+                    right: &inputs,
+                    offsets: &planes.offsets,
+                    starts: &planes.starts,
+                    blocks: images,
+                    block: image,
+                };
+                correlation.add_to(simd, dw);
             }
         }
         dw
@@ -418,81 +283,6 @@ fn spread<S: Simd>(planes: &Planes, dy: &[f32], vectors: &mut [f32]) {
     for (runs, lanes) in planes.runs.iter().zip(vectors.chunks_exact_mut(S::F32_LANES)) {
         for run in runs {
             lanes[run.lane..][..run.len].copy_from_slice(&dy[run.start..][..run.len]);
-        }
-    }
-}
-
-/// Adds to `dw[o][k]` the sum over images and positions of `gradients[o] inputs[offsets[k]]`.
-#[inline(always)]
-fn correlate<S: Simd>(
-    simd: S,
-    planes: &Planes,
-    images: usize,
-    inputs: &[f32],
-    gradients: &[f32],
-    row: usize,
-    dw: &mut [f32],
-) {
-    if S::REGISTER_COUNT >= 32 {
-        correlate_tiles::<S, 4, 6>(simd, planes, images, inputs, gradients, row, dw);
-    } else {
-        correlate_tiles::<S, 2, 4>(simd, planes, images, inputs, gradients, row, dw);
-    }
-}
-
-#[inline(always)]
-fn correlate_tiles<S: Simd, const O: usize, const K: usize>(
-    simd: S,
-    planes: &Planes,
-    images: usize,
-    inputs: &[f32],
-    gradients: &[f32],
-    row: usize,
-    dw: &mut [f32],
-) {
-    let (offsets, image, fan_in) = (&planes.offsets[..], planes.len(), planes.offsets.len());
-    let Some(furthest) = offsets.iter().max().zip(planes.starts.iter().max()).map(|(a, b)| a + b) else { return };
-    let outputs = dw.len() / fan_in;
-    assert!(furthest + S::F32_LANES <= image && images * image <= inputs.len());
-    assert!(outputs * row <= gradients.len() && images * planes.starts.len() * S::F32_LANES <= row);
-    for output in (0..outputs).step_by(O) {
-        for k in (0..fan_in).step_by(K) {
-            // Past the end, the last one is summed again and dropped.
-            let mut rows = [0; O];
-            for (o, row_start) in rows.iter_mut().enumerate() {
-                *row_start = (output + o).min(outputs - 1) * row;
-            }
-            let mut taps = [0; K];
-            for (j, tap) in taps.iter_mut().enumerate() {
-                *tap = offsets[(k + j).min(fan_in - 1)];
-            }
-            let mut sums = [[simd.splat_f32s(0.0); K]; O];
-            for i in 0..images {
-                for (v, start) in planes.starts.iter().enumerate() {
-                    let at = (i * planes.starts.len() + v) * S::F32_LANES;
-                    let mut left = [simd.splat_f32s(0.0); O];
-                    // SAFETY: `at + lanes <= row` and every row starts at most at `(outputs - 1) row`; `start + tap +
-                    // lanes <= image` and there are `images` of these: the assertions above.
-                    #[expect(unsafe_code, reason = "the innermost loop; its bounds are checked once, above")]
-                    unsafe {
-                        for o in 0..O {
-                            left[o] = gradients.as_ptr().add(rows[o] + at).cast::<S::f32s>().read_unaligned();
-                        }
-                        let x = inputs.as_ptr().add(i * image + start);
-                        for j in 0..K {
-                            let right = x.add(taps[j]).cast::<S::f32s>().read_unaligned();
-                            for o in 0..O {
-                                sums[o][j] = simd.mul_add_e_f32s(left[o], right, sums[o][j]);
-                            }
-                        }
-                    }
-                }
-            }
-            for (sums, dw) in sums.iter().zip(dw[output * fan_in..].chunks_mut(fan_in)) {
-                for (sum, dw) in sums.iter().zip(&mut dw[k..]) {
-                    *dw += simd.reduce_sum_f32s(*sum);
-                }
-            }
         }
     }
 }
@@ -516,5 +306,53 @@ impl WithSimd for BiasGradient<'_> {
             db[i % outputs] += simd.reduce_sum_f32s(sum) + rest.iter().sum::<f32>();
         }
         db
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The three passes by one instruction set.
+    fn passes<S: Simd>(simd: S, geometry: &Geometry, x: &[f32], weight: &[f32], dy: &[f32]) -> [Vec<f32>; 4] {
+        [
+            simd.vectorize(Forward { geometry, x, weight, bias: None }),
+            simd.vectorize(InputGradient { geometry, weight, dy }),
+            simd.vectorize(WeightGradient { geometry, x, dy }),
+            simd.vectorize(BiasGradient { geometry, dy }),
+        ]
+    }
+
+    /// Vectors of sixteen lanes, of eight and of one take different paths through tiles and remainders.
+    #[test]
+    fn every_instruction_set_computes_the_same() {
+        let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
+        for (x, weight, stride, padding, dilation, groups) in [
+            ([3, 5, 9, 21], [11, 5, 3, 3], [1, 1], [1, 1], [1, 1], 1),
+            ([2, 4, 8, 8], [12, 2, 3, 3], [2, 1], [1, 2], [1, 2], 2),
+            ([1, 3, 33, 35], [2, 3, 1, 1], [2, 3], [0, 0], [1, 1], 1),
+        ] {
+            let geometry = Geometry::new(x, weight, &ConvOptions::new(stride, padding, dilation, groups));
+            let (x, weight) = (wave(x.iter().product()), wave(weight.iter().product()));
+            let dy = wave(geometry.output().iter().product());
+            let expected = passes(pulp::Scalar, &geometry, &x, &weight, &dy);
+            let mut found = Vec::new();
+            #[cfg(target_arch = "x86_64")]
+            {
+                found.extend(pulp::x86::V3::try_new().map(|simd| passes(simd, &geometry, &x, &weight, &dy)));
+                found.extend(pulp::x86::V4::try_new().map(|simd| passes(simd, &geometry, &x, &weight, &dy)));
+            }
+            found.push([
+                forward(&geometry, &x, &weight, None),
+                dispatch(InputGradient { geometry: &geometry, weight: &weight, dy: &dy }),
+                dispatch(WeightGradient { geometry: &geometry, x: &x, dy: &dy }),
+                dispatch(BiasGradient { geometry: &geometry, dy: &dy }),
+            ]);
+            for found in found {
+                for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+                    assert!((found - expected).abs() < 1e-3, "{geometry:?}: {found} where {expected} was expected");
+                }
+            }
+        }
     }
 }

@@ -87,10 +87,41 @@ pub(super) fn backward(
         multiply(a, b, &mut c, false);
         c
     };
-    let dx = needs[0].then(|| product(dy_matrix, weight_matrix.transposed()));
+    let dx = needs[0].then(|| {
+        // The weights are then read as they lie; the other way about, `gemm` would first copy them into another order.
+        let by_columns = product(weight_matrix, dy_matrix.transposed());
+        dispatch(Transpose { values: &by_columns, columns: dy_matrix.rows })
+    });
     let dw = needs[1].then(|| product(x.transposed(), dy_matrix));
     let db = needs[2].then(|| dispatch(Columns { values: dy, columns: outputs }));
     [dx, dw, db]
+}
+
+/// A matrix by columns.
+struct Transpose<'a> {
+    values: &'a [f32],
+    columns: usize,
+}
+
+impl WithSimd for Transpose<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> Vec<f32> {
+        let Self { values, columns } = self;
+        let rows = values.len() / columns.max(1);
+        let mut transposed = vec![0.0; values.len()];
+        // Blocks of rows, so that what is read of a row stays in cache until all of it is.
+        for (block, from) in values.chunks(16 * columns.max(1)).enumerate() {
+            for (column, to) in transposed.chunks_exact_mut(rows.max(1)).enumerate() {
+                let to = &mut to[block * 16..];
+                for (to, from) in to.iter_mut().zip(from[column..].iter().step_by(columns)) {
+                    *to = *from;
+                }
+            }
+        }
+        transposed
+    }
 }
 
 /// Sets negative values to zero; NaN stays.

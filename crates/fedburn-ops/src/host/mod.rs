@@ -9,6 +9,7 @@ mod linear;
 mod max_pool2d;
 mod planes;
 mod simd;
+mod tiles;
 
 use std::borrow::Cow;
 

@@ -84,7 +84,8 @@ impl Planes {
             let Range { start, end } = columns.inside();
             end.max(columns.len - start).max(1)
         };
-        let pitch = phases.iter().map(pitch).max().unwrap_or(1);
+        // At least a row of the output, so that no position belongs to two.
+        let pitch = phases.iter().map(pitch).max().unwrap_or(1).max(grid[1]);
         // One row more, since the last one's zeros on the right are the next one's on the left.
         let plane = phases.iter().map(|[rows, _]| (rows.len + 1) * pitch).max().unwrap_or(0);
         let offset = |channel: usize, tap: &Tap| {
@@ -106,9 +107,9 @@ impl Planes {
         planes
     }
 
-    /// Values of all planes of an image, with room for a vector that begins at the last position.
+    /// Values of all planes of an image, with room for a vector that begins in the last row.
     pub(super) fn len(&self) -> usize {
-        self.channels * self.phases.len() * self.plane + self.plane + self.lanes
+        self.channels * self.phases.len() * self.plane + self.lanes
     }
 
     /// Copies an image in; what is zero in `planes` stays so and must be before the first image.
