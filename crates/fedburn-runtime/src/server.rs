@@ -127,7 +127,8 @@ impl<B: Backend> Server<B> {
         }
         while self.finished().0 < rounds && watch.stop.is_none() {
             self.round(&mut watch)?;
-            let last = self.finished().0 == rounds || watch.stop.is_some();
+            // A stop adds no evaluation: a run that is resumed must have measured what an undisturbed one does.
+            let last = self.finished().0 == rounds;
             if last || due(self.finished(), self.config.eval_every) {
                 self.evaluate(&mut watch)?;
             }

@@ -136,7 +136,7 @@ fn server<B: Backend>(kind: Kind, workers: usize, dir: &Path) -> Server<B> {
     let sampler = SamplerConfig::Uniform { per_round: 8 }.build(&ServerTransport::<B>::clients(&transport)).unwrap();
     let sampler = Box::new(ReachableOnly::new(sampler, availability(), seed));
     let transport = DroppingOut::new(transport, availability(), seed);
-    let config = ServerConfig { min_updates: 5, checkpoint_every: 3, ..ServerConfig::new(ROUNDS) };
+    let config = ServerConfig { min_updates: 5, eval_every: 2, checkpoint_every: 3, ..ServerConfig::new(ROUNDS) };
     let global = vector(&[0.0; 7], &model(), &device);
     let server = Server::new(config, transport, kind.build(), sampler, global, seed).unwrap();
     let server = server.with_evaluator(Sum).with_checkpoints(checkpoints, "run");
@@ -223,8 +223,9 @@ fn a_run_stopped_after_any_round_and_resumed_equals_an_uninterrupted_one() {
             let same = |t: fedburn_runtime::RunTotals| (t.updates, t.failures, t.abandoned, t.bytes_down, t.bytes_up);
             assert_eq!(same(summary.totals), same(whole.totals));
             let rounds = |events: &[Event]| {
-                let commits =
-                    events.iter().filter(|e| matches!(e, Event::RoundCommitted { .. } | Event::RoundAbandoned { .. }));
+                let commits = events.iter().filter(|e| {
+                    matches!(e, Event::RoundCommitted { .. } | Event::RoundAbandoned { .. } | Event::Evaluated { .. })
+                });
                 commits.cloned().map(without_time).map(|e| format!("{e:?}")).collect::<Vec<_>>()
             };
             assert_eq!([rounds(&log.events), rounds(&rest.events)].concat(), rounds(&events));
