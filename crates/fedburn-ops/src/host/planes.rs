@@ -197,10 +197,6 @@ fn copy(to: &mut [f32], from: &[f32]) {
         16.. => blocks::<16>(to, from),
         8.. => blocks::<8>(to, from),
         4.. => blocks::<4>(to, from),
-        len => {
-            for i in 0..len {
-                to[i] = from[i];
-            }
-        }
+        _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
     }
 }

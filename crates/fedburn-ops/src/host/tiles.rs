@@ -256,10 +256,10 @@ impl<const I: usize, const J: usize> WithSimd for Tile<'_, I, J> {
                     *factor = left.add(row).cast::<S::f32s>().read_unaligned();
                 }
                 let right = self.right.as_ptr().add(place);
-                for j in 0..J {
-                    let values = right.add(self.rights[j]).cast::<S::f32s>().read_unaligned();
-                    for i in 0..I {
-                        sums[j][i] = simd.mul_add_e_f32s(factors[i], values, sums[j][i]);
+                for (sums, offset) in sums.iter_mut().zip(self.rights) {
+                    let values = right.add(offset).cast::<S::f32s>().read_unaligned();
+                    for (sum, factor) in sums.iter_mut().zip(factors) {
+                        *sum = simd.mul_add_e_f32s(factor, values, *sum);
                     }
                 }
                 left = left.wrapping_add(S::F32_LANES);
