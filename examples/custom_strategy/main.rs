@@ -41,7 +41,7 @@ fn median<B: Backend>(values: Tensor<B, 2>) -> Tensor<B, 1> {
     let [clients, _] = values.dims();
     let sorted = values.sort(0);
     let (low, high) = ((clients - 1) / 2, clients / 2 + 1);
-    sorted.slice([low..high]).mean_dim(0).squeeze_dim(0)
+    sorted.narrow(0, low, high - low).mean_dim(0).squeeze_dim(0)
 }
 
 /// Six clients that agree more or less, and one that is broken.
