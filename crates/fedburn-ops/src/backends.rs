@@ -23,7 +23,7 @@ mod host {
     #[cfg(feature = "flex")]
     impl Kernels for burn_flex::Flex {
         fn own(x: &FloatTensor<Self>) -> Option<&'static dyn OwnKernels<Self>> {
-            (x.dtype() == DType::F32).then_some(&HostKernels)
+            (TensorMetadata::dtype(x) == DType::F32).then_some(&HostKernels)
         }
     }
 
@@ -31,7 +31,7 @@ mod host {
     impl HostBackend for burn_ndarray::NdArray<f32> {
         fn values(tensor: &FloatTensor<Self>) -> Cow<'_, [f32]> {
             let burn_ndarray::NdArrayTensor::F32(storage) = tensor else {
-                panic!("a tensor of {:?} among tensors of f32", tensor.dtype())
+                panic!("a tensor of {:?} among tensors of f32", TensorMetadata::dtype(tensor))
             };
             let view = storage.view();
             match view.to_slice() {
@@ -44,7 +44,7 @@ mod host {
     #[cfg(feature = "ndarray")]
     impl Kernels for burn_ndarray::NdArray<f32> {
         fn own(x: &FloatTensor<Self>) -> Option<&'static dyn OwnKernels<Self>> {
-            (x.dtype() == DType::F32).then_some(&HostKernels)
+            (TensorMetadata::dtype(x) == DType::F32).then_some(&HostKernels)
         }
     }
 }
