@@ -1,12 +1,14 @@
 //! How the answers of a round become the next global vector.
 
 use std::ops::Range;
+use std::{panic, thread};
 
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AggregateError, ClientId, ClientUpdate, Metrics, ParamVector, Reports, Round, SideInfo, StateDict, StateError,
+    AggregateError, ClientId, ClientUpdate, Metrics, ParamVector, Reports, Round, SchemaError, SideInfo, StateDict,
+    StateError,
 };
 
 /// How much a client counts in a mean.
@@ -189,17 +191,25 @@ impl<B: Backend> Strategy<B> {
 }
 
 /// The updates of a round in cohort order, readable whole or chunk by chunk along the flat axis, so that an
-/// element-wise rule needs `cohort x chunk` values of memory.
+/// element-wise rule needs `cohort x chunk` values of memory, which stay in the processor's cache.
 #[derive(Clone, Debug)]
 pub struct UpdateSet<B: Backend> {
     updates: Vec<ClientUpdate<B>>,
+    threads: usize,
 }
 
 impl<B: Backend> UpdateSet<B> {
     /// Sorts the updates by client. `None` where there are none.
     pub fn new(mut updates: Vec<ClientUpdate<B>>) -> Option<Self> {
         updates.sort_by_key(|u| u.client);
-        (!updates.is_empty()).then_some(Self { updates })
+        (!updates.is_empty()).then_some(Self { updates, threads: 1 })
+    }
+
+    /// Lets [`UpdateSet::map_chunks`] use up to so many threads, at least 1. Changes no bit of any result.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
+        self
     }
 
     /// Number of updates, at least one.
@@ -223,6 +233,44 @@ impl<B: Backend> UpdateSet<B> {
         self.updates.iter().map(|u| weight(u) / total).collect()
     }
 
+    /// An element-wise rule as the next vector: `rule` gets a piece of the flat axis of every update,
+    /// `[clients, range.len()]`, and where it lies, and gives the new values of that piece, `[range.len()]`.
+    ///
+    /// Pieces are small enough for the cache and are spread over threads. The rule must treat each element alike
+    /// wherever the pieces begin; then neither their size nor the number of threads shows in the result.
+    ///
+    /// # Errors
+    /// [`SchemaError::Length`] where the rule gave too few or too many values.
+    pub fn combine_chunks(
+        &self,
+        rule: impl Fn(Tensor<B, 2>, Range<usize>) -> Tensor<B, 1> + Sync,
+    ) -> Result<ParamVector<B>, SchemaError> {
+        let params = &self.updates[0].local.params;
+        let pieces = self.map_chunks(rule);
+        let values = if pieces.is_empty() { params.values().clone() } else { Tensor::cat(pieces, 0) };
+        params.with_values(values)
+    }
+
+    /// As [`UpdateSet::combine_chunks`] for rules that give something else, such as new state besides the new values:
+    /// what `rule` made of each piece, in order along the flat axis. Empty for a model without values.
+    pub fn map_chunks<T: Send>(&self, rule: impl Fn(Tensor<B, 2>, Range<usize>) -> T + Sync) -> Vec<T> {
+        let ranges: Vec<_> = self.chunks((CHUNK_VALUES / self.len()).max(1)).collect();
+        let apply = |range: &Range<usize>| rule(self.chunk(range.clone()), range.clone());
+        let threads = self.threads.min(ranges.len()).max(1);
+        let (own, others) = ranges.split_at(ranges.len().div_ceil(threads));
+        thread::scope(|scope| {
+            let apply = &apply;
+            let parts = others.chunks(own.len().max(1));
+            let workers: Vec<_> =
+                parts.map(|part| scope.spawn(move || part.iter().map(apply).collect::<Vec<T>>())).collect();
+            let mut results: Vec<T> = own.iter().map(apply).collect();
+            for worker in workers {
+                results.extend(worker.join().unwrap_or_else(|cause| panic::resume_unwind(cause)));
+            }
+            results
+        })
+    }
+
     /// A piece of the flat axis of every update, `[clients, range.len()]`.
     pub fn chunk(&self, range: Range<usize>) -> Tensor<B, 2> {
         let rows = self.updates.iter().map(|u| u.local.params.values().clone().slice([range.clone()]));
@@ -235,3 +283,6 @@ impl<B: Backend> UpdateSet<B> {
         (0..len).step_by(size.max(1)).map(move |start| start..len.min(start + size.max(1)))
     }
 }
+
+/// Values of a piece over all clients: 256 KiB, so that a rule's temporaries stay in a core's own cache.
+const CHUNK_VALUES: usize = 1 << 16;
