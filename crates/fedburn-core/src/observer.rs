@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientFailure, ClientId, Metrics, RoundIndex};
+use crate::{ClientFailure, ClientId, Metrics, MixingWeights, RoundIndex};
 
 /// Why an observer wants the run to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,13 @@ pub enum Event {
         client: ClientId,
         /// Why.
         failure: ClientFailure,
+    },
+    /// The strategy told how much each client counts in the vector that the round commits.
+    Mixed {
+        /// The round.
+        round: RoundIndex,
+        /// The weights.
+        weights: MixingWeights,
     },
     /// The round's updates became the next global vector.
     RoundCommitted {
@@ -128,6 +135,7 @@ impl Event {
             | Self::RoundStarted { round, .. }
             | Self::ClientTrained { round, .. }
             | Self::ClientFailed { round, .. }
+            | Self::Mixed { round, .. }
             | Self::RoundCommitted { round, .. }
             | Self::RoundAbandoned { round, .. }
             | Self::Evaluated { round, .. }

@@ -5,7 +5,7 @@ use std::fmt;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientId, ParamVector, Seed};
+use crate::{ClientId, ParamVector, Seed, StateStore};
 
 /// The number of a round, from 1. Round 0 is the state before training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,6 +34,11 @@ pub struct Round<'a, B: Backend> {
     pub global: &'a ParamVector<B>,
     /// The clients whose updates count, sorted.
     pub cohort: &'a [ClientId],
+    /// Number of clients that the server knows, `N`.
+    pub population: u64,
     /// The strategy's own randomness in this round.
     pub seed: Seed,
+    /// What the strategy remembers of each client (EWWA's moments): loaded as it was when the round began, staged for
+    /// the round's end. Only for a strategy that says so ([`crate::PerClientStrategy::remembers_clients`]).
+    pub memory: &'a dyn StateStore,
 }

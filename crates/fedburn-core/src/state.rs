@@ -1,6 +1,7 @@
 //! State that survives: as named host tensors, and where a simulation keeps it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
@@ -216,14 +217,15 @@ impl StateDict {
     }
 }
 
-/// Where a simulation keeps the state of its clients between the rounds in which they are sampled.
+/// Where the state of single clients is kept between the rounds in which they are sampled: their own in a simulation
+/// (control variates, personal models), and what a strategy remembers of each of them ([`crate::Round::memory`]).
 ///
 /// Versions are kept by round, so that a run that goes on from an older checkpoint sees the state of that time.
 ///
 /// # Laws
 /// `load(c, r)` gives the newest committed state of `c` that was staged in a round before `r`. A staged state is not
 /// visible before `commit`.
-pub trait StateStore: Send + Sync {
+pub trait StateStore: fmt::Debug + Send + Sync {
     /// The client's state as it was when `round` began; `None` before its first participation.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AggregateError, ClientId, ClientUpdate, Metrics, ParamVector, Reports, Round, SchemaError, SideInfo, StateDict,
-    StateError,
+    AggregateError, ClientId, ClientUpdate, Metrics, MixingWeights, ParamVector, Reports, Round, RoundIndex,
+    SchemaError, SideInfo, StateDict, StateError,
 };
 
 /// How much a client counts in a mean.
@@ -42,13 +42,15 @@ pub struct Aggregate<B: Backend> {
     pub global: ParamVector<B>,
     /// Evaluated and shipped instead of `global`, where they differ (stochastic weight averaging).
     pub deploy: Option<ParamVector<B>>,
-    /// The strategy's own figures: mixing weights, losses.
+    /// The strategy's own figures: norms, losses.
     pub metrics: Metrics,
+    /// How much each client counted, where the strategy decides it.
+    pub mixing: Option<MixingWeights>,
 }
 
 impl<B: Backend> From<ParamVector<B>> for Aggregate<B> {
     fn from(global: ParamVector<B>) -> Self {
-        Self { global, deploy: None, metrics: Metrics::new() }
+        Self { global, deploy: None, metrics: Metrics::new(), mixing: None }
     }
 }
 
@@ -69,8 +71,8 @@ pub trait MeanStrategy<B: Backend>: Send {
         Weighting::Examples
     }
 
-    /// Sent to one client besides the global parameters. Nothing by default.
-    fn side_info(&self, _client: ClientId) -> SideInfo<B> {
+    /// Sent to one client in `round` besides the global parameters. Nothing by default.
+    fn side_info(&self, _round: RoundIndex, _client: ClientId) -> SideInfo<B> {
         SideInfo::default()
     }
 
@@ -104,8 +106,14 @@ pub trait PerClientStrategy<B: Backend>: Send {
         Reports::default()
     }
 
-    /// Sent to one client besides the global parameters. Nothing by default.
-    fn side_info(&self, _client: ClientId) -> SideInfo<B> {
+    /// Whether the strategy keeps something of single clients in [`Round::memory`]. A server that resumes such a run
+    /// needs a store that outlives the process.
+    fn remembers_clients(&self) -> bool {
+        false
+    }
+
+    /// Sent to one client in `round` besides the global parameters. Nothing by default.
+    fn side_info(&self, _round: RoundIndex, _client: ClientId) -> SideInfo<B> {
         SideInfo::default()
     }
 
@@ -162,11 +170,19 @@ impl<B: Backend> Strategy<B> {
         }
     }
 
-    /// Sent to one client besides the global parameters.
-    pub fn side_info(&self, client: ClientId) -> SideInfo<B> {
+    /// Whether something of single clients is kept in [`Round::memory`].
+    pub fn remembers_clients(&self) -> bool {
         match self {
-            Self::Mean(s) => s.side_info(client),
-            Self::PerClient(s) => s.side_info(client),
+            Self::Mean(_) => false,
+            Self::PerClient(s) => s.remembers_clients(),
+        }
+    }
+
+    /// Sent to one client in `round` besides the global parameters.
+    pub fn side_info(&self, round: RoundIndex, client: ClientId) -> SideInfo<B> {
+        match self {
+            Self::Mean(s) => s.side_info(round, client),
+            Self::PerClient(s) => s.side_info(round, client),
         }
     }
 
@@ -268,6 +284,42 @@ impl<B: Backend> UpdateSet<B> {
                 results.extend(worker.join().unwrap_or_else(|cause| panic::resume_unwind(cause)));
             }
             results
+        })
+    }
+
+    /// The weighted mean of parameters, side vectors and scalars, for a wrapper that changes updates on their way to a
+    /// rule that sees the mean alone. Summed in `f64` in cohort order and rounded once.
+    ///
+    /// # Errors
+    /// The reason, where clients sent different pieces of side information.
+    pub fn mean(&self, weighting: Weighting) -> Result<RoundMean<B>, String> {
+        let weights = self.weights(weighting);
+        let first = &self.updates[0].local;
+        let of = |vectors: Vec<&ParamVector<B>>| {
+            let mut sums = vec![0.0; first.params.num_values()];
+            for (vector, weight) in vectors.into_iter().zip(&weights) {
+                sums.iter_mut().zip(vector.to_host()).for_each(|(sum, v)| *sum += weight * f64::from(v));
+            }
+            let values = sums.into_iter().map(|v| v as f32).collect();
+            ParamVector::from_host(values, first.params.schema().clone(), &first.params.device())
+                .map_err(|e| e.to_string())
+        };
+        let mut side = SideInfo::default();
+        for name in first.side.vectors.keys() {
+            let vectors: Option<Vec<_>> = self.updates.iter().map(|u| u.local.side.vectors.get(name)).collect();
+            let vectors = vectors.ok_or_else(|| format!("some clients did not send the side vector `{name}`"))?;
+            side.vectors.insert(name.clone(), of(vectors)?);
+        }
+        for name in first.side.scalars.keys() {
+            let scalars: Option<Vec<_>> = self.updates.iter().map(|u| u.local.side.scalars.get(name)).collect();
+            let scalars = scalars.ok_or_else(|| format!("some clients did not send the side scalar `{name}`"))?;
+            side.scalars.insert(name.clone(), scalars.into_iter().zip(&weights).map(|(v, w)| v * w).sum());
+        }
+        Ok(RoundMean {
+            params: of(self.updates.iter().map(|u| &u.local.params).collect())?,
+            side,
+            num_examples: self.updates.iter().map(|u| u.local.num_examples).sum(),
+            num_updates: self.updates.len(),
         })
     }
 

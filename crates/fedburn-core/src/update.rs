@@ -27,6 +27,12 @@ impl<B: Backend> Default for SideInfo<B> {
 }
 
 impl<B: Backend> SideInfo<B> {
+    /// Scalar from the server: how far, in `[0, 1]`, the round's learning rate moves from the client's own towards
+    /// [`SideInfo::RATE_TARGET`] (cyclic rates of stochastic weight averaging).
+    pub const RATE_BLEND: &'static str = "rate_blend";
+    /// Scalar from the server: the learning rate that [`SideInfo::RATE_BLEND`] leads to.
+    pub const RATE_TARGET: &'static str = "rate_target";
+
     /// Bytes of this information on the wire: four a vector value, eight a scalar.
     pub fn num_bytes(&self) -> u64 {
         self.vectors.values().map(|v| v.schema().num_bytes()).sum::<u64>() + 8 * self.scalars.len() as u64

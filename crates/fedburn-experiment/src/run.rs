@@ -267,6 +267,9 @@ impl Job<'_> {
         )?;
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device);
         let mut server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
+        if server.coordinator().strategy().remembers_clients() {
+            server = server.with_memory(Arc::new(DiskStore::open(self.path("memory"), resumed)?));
+        }
         if let Some(checkpoint) = found {
             progress.note(&format!("seed {}: resuming after round {resumed}", run.seed()));
             server = server.resume(checkpoint)?;

@@ -23,7 +23,7 @@ use fedburn::strategies::StrategyConfig;
 use fedburn::train::{ClassifierEvaluator, ClientList, LocalTrainingConfig, SupervisedPopulation};
 use fedburn::transport::InProcess;
 use fedburn_experiment::backend::{BackendError, BackendJob, BackendName};
-use fedburn_testkit::{Convexity, base_case, combine, schema, strategy_laws, vector};
+use fedburn_testkit::{Convexity, Rounds, base_case, schema, strategy_laws, vector};
 
 /// What every strategy of the catalogue is tested with.
 fn strategies() -> Vec<(StrategyConfig, Convexity)> {
@@ -110,8 +110,9 @@ fn federation<B: Kernels>(workers: usize, device: &B::Device) -> (Vec<f32>, f64)
 fn two_rounds<B: Backend>(config: &StrategyConfig, device: &B::Device) -> [Vec<f32>; 2] {
     let (global, updates) = base_case::<B>(device);
     let mut strategy = config.clone().build().unwrap();
-    let first = combine(&mut strategy, RoundIndex(1), &global, &updates).unwrap().global;
-    let second = combine(&mut strategy, RoundIndex(2), &first, &updates).unwrap().global;
+    let rounds = Rounds::new(4);
+    let first = rounds.combine(&mut strategy, RoundIndex(1), &global, &updates).unwrap().global;
+    let second = rounds.combine(&mut strategy, RoundIndex(2), &first, &updates).unwrap().global;
     [first.to_host(), second.to_host()]
 }
 

@@ -11,13 +11,14 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Event, LocalUpdate,
-    Metrics, Outcome, ParamVector, Purpose, Reply, Request, Round, RoundIndex, SchemaError, Seed, StateError, Strategy,
-    TrainTask, UpdateSet,
+    MemoryStore, Metrics, Outcome, ParamVector, Purpose, Reply, Request, Round, RoundIndex, SchemaError, Seed,
+    StateError, StateStore, Strategy, TrainTask, UpdateSet,
 };
 
 use crate::gather::Gathered;
@@ -52,6 +53,8 @@ pub struct Coordinator<B: Backend> {
     strategy: Strategy<B>,
     sampler: Box<dyn ClientSampler>,
     seed: Seed,
+    /// What the strategy remembers of each client.
+    memory: Arc<dyn StateStore>,
     min_updates: usize,
     finished: RoundIndex,
     global: ParamVector<B>,
@@ -61,6 +64,8 @@ pub struct Coordinator<B: Backend> {
 
 struct OpenRound<B: Backend> {
     index: RoundIndex,
+    /// Number of clients known when the round began.
+    population: u64,
     began: Duration,
     waiting: BTreeSet<ClientId>,
     gathered: Gathered<B>,
@@ -84,12 +89,26 @@ impl<B: Backend> Coordinator<B> {
             strategy,
             sampler,
             seed,
+            memory: Arc::new(MemoryStore::new()),
             min_updates: min_updates.max(1),
             finished: RoundIndex(0),
             global,
             deploy: None,
             open: None,
         }
+    }
+
+    /// Keeps what the strategy remembers of each client in `memory` instead of in this process. Whoever drives the
+    /// coordinator commits it where [`Effect::Close`] says.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Arc<dyn StateStore>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Where the strategy's memory of single clients is.
+    pub fn memory(&self) -> &Arc<dyn StateStore> {
+        &self.memory
     }
 
     /// Goes back or forward to the state after `round`, dropping an open round.
@@ -163,6 +182,7 @@ impl<B: Backend> Coordinator<B> {
         })];
         let mut round = OpenRound {
             index,
+            population: clients.len() as u64,
             began: now,
             waiting: cohort.iter().copied().collect(),
             gathered: Gathered::new(&self.strategy, self.global.num_values()),
@@ -173,7 +193,7 @@ impl<B: Backend> Coordinator<B> {
         };
         let seeds = self.seed.purpose(Purpose::Training).round(index);
         for client in cohort {
-            let side = self.strategy.side_info(client);
+            let side = self.strategy.side_info(index, client);
             round.bytes_down += self.global.schema().num_bytes() + side.num_bytes();
             let task = TrainTask {
                 round: index,
@@ -248,7 +268,7 @@ impl<B: Backend> Coordinator<B> {
 
     /// Ends the round: calls the strategy once, or leaves everything as it was.
     fn close(&mut self, round: OpenRound<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
-        let OpenRound { index, began, gathered, metrics, failures, bytes_down, bytes_up, .. } = round;
+        let OpenRound { index, population, began, gathered, metrics, failures, bytes_down, bytes_up, .. } = round;
         let seconds = now.saturating_sub(began).as_secs_f64();
         let included = gathered.clients();
         let updates = included.len() as u64;
@@ -260,15 +280,18 @@ impl<B: Backend> Coordinator<B> {
             return Ok(vec![Effect::Close { round: index, included: Vec::new() }, Effect::Emit(event)]);
         }
         let seed = self.seed.purpose(Purpose::Strategy).round(index);
-        let aggregate =
-            self.aggregate(&Round { index, global: &self.global.clone(), cohort: &included, seed }, gathered)?;
+        let (global, memory) = (self.global.clone(), self.memory.clone());
+        let round = Round { index, global: &global, cohort: &included, population, seed, memory: &*memory };
+        let aggregate = self.aggregate(&round, gathered)?;
         // Client metrics merge in client order, so that their sums have the same bits for any order of arrival.
         let mut all = aggregate.metrics;
         metrics.values().for_each(|m| all.merge(m));
         (self.finished, self.global, self.deploy) = (index, aggregate.global, aggregate.deploy);
         let event =
             Event::RoundCommitted { round: index, updates, failures, metrics: all, bytes_down, bytes_up, seconds };
-        Ok(vec![Effect::Close { round: index, included }, Effect::Emit(event)])
+        let mixed = aggregate.mixing.map(|weights| Effect::Emit(Event::Mixed { round: index, weights }));
+        let close = Effect::Close { round: index, included };
+        Ok(std::iter::once(close).chain(mixed).chain(std::iter::once(Effect::Emit(event))).collect())
     }
 
     fn aggregate(&mut self, round: &Round<'_, B>, gathered: Gathered<B>) -> Result<Aggregate<B>, AggregateError> {

@@ -1,6 +1,6 @@
 //! Why a run cannot go on.
 
-use fedburn_core::{AggregateError, EvaluateError, RoundIndex, TransportError};
+use fedburn_core::{AggregateError, EvaluateError, RoundIndex, StateError, TransportError};
 use thiserror::Error;
 
 use crate::{CheckpointError, RestoreError};
@@ -31,6 +31,22 @@ pub enum ServerError {
         round: RoundIndex,
         /// The transport's error.
         source: TransportError,
+    },
+    /// What the strategy remembers of clients could not be kept.
+    #[error("round {round}: the strategy's memory of clients: {source}")]
+    Memory {
+        /// The round.
+        round: RoundIndex,
+        /// What went wrong.
+        source: StateError,
+    },
+    /// A run is to be resumed whose strategy remembers clients, and nothing kept that memory.
+    #[error(
+        "strategy `{strategy}` remembers clients; give the server the store that kept it (`with_memory`) to resume"
+    )]
+    NoMemory {
+        /// The strategy.
+        strategy: &'static str,
     },
     /// A checkpoint could not be written or read.
     #[error("checkpoint: {source}")]

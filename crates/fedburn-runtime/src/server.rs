@@ -1,12 +1,13 @@
 //! The server: drives the coordinator over a transport, measures, tells observers, writes checkpoints.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     ClientId, ClientSampler, Evaluator, Event, Metrics, Observer, ParamVector, Reply, Request, RoundIndex, Seed,
-    ServerTransport, StopReason, Strategy,
+    ServerTransport, StateStore, StopReason, Strategy,
 };
 
 use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, ServerConfig, ServerError};
@@ -22,6 +23,8 @@ pub struct Server<B: Backend> {
     transport: Box<dyn ServerTransport<B>>,
     evaluator: Option<Box<dyn Evaluator<B>>>,
     checkpoints: Option<Checkpoints>,
+    /// Whether the strategy's memory of clients outlives this process.
+    durable_memory: bool,
     totals: RunTotals,
     began: Instant,
 }
@@ -67,6 +70,7 @@ impl<B: Backend> Server<B> {
             transport: Box::new(transport),
             evaluator: None,
             checkpoints: None,
+            durable_memory: false,
             totals: RunTotals::default(),
             began: Instant::now(),
         })
@@ -87,12 +91,25 @@ impl<B: Backend> Server<B> {
         self
     }
 
+    /// Keeps what the strategy remembers of each client in `memory`: needed to resume a run of a strategy that
+    /// remembers clients (EWWA's moments). Without it, this process's memory holds them.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Arc<dyn StateStore>) -> Self {
+        self.coordinator = self.coordinator.with_memory(memory);
+        self.durable_memory = true;
+        self
+    }
+
     /// Goes on after the round of `checkpoint`.
     ///
     /// # Errors
+    /// [`ServerError::NoMemory`] where the strategy remembers clients and no store was given,
     /// [`ServerError::Checkpoint`] where it belongs to another strategy or run, [`ServerError::Restore`] where it does
     /// not fit the strategy or the model.
     pub fn resume(mut self, checkpoint: Checkpoint<B>) -> Result<Self, ServerError> {
+        if self.coordinator.strategy().remembers_clients() && !self.durable_memory {
+            return Err(ServerError::NoMemory { strategy: self.coordinator.strategy().name() });
+        }
         let hash = self.checkpoints.as_ref().map_or(checkpoint.config_hash.clone(), |c| c.config_hash.clone());
         checkpoint.ensure_of(self.coordinator.strategy().name(), &hash)?;
         let Checkpoint { round, global, deploy, strategy_state, totals, .. } = checkpoint;
@@ -203,6 +220,10 @@ impl<B: Backend> Server<B> {
                     self.transport
                         .close_round(round, &included)
                         .map_err(|source| ServerError::Transport { round, source })?;
+                    self.coordinator
+                        .memory()
+                        .commit(round, &included)
+                        .map_err(|source| ServerError::Memory { round, source })?;
                 }
             }
         }
@@ -240,6 +261,7 @@ impl<B: Backend> Server<B> {
                 totals: self.totals,
             })?;
             self.transport.checkpointed(oldest).map_err(|source| ServerError::Transport { round, source })?;
+            self.coordinator.memory().checkpointed(oldest).map_err(|source| ServerError::Memory { round, source })?;
             watch.tell(&Event::Checkpointed { round });
         }
         Ok(())

@@ -20,8 +20,8 @@
 //! Departures: none from the paper, whose `p_k` are normalised over the sampled clients; `weighting = "uniform"` and
 //! `server_lr` are common extensions.
 
-use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Aggregate, AggregateError, MeanStrategy, ParamKind, ParamVector, Round, RoundMean, Weighting};
+use burn::tensor::backend::Backend;
+use fedburn_core::{Aggregate, AggregateError, MeanStrategy, Round, RoundMean, Weighting};
 use serde::{Deserialize, Serialize};
 
 use crate::StrategyConfigError;
@@ -82,17 +82,9 @@ impl<B: Backend> MeanStrategy<B> for FedAvg {
         let schema = |source| AggregateError::Schema { round: round.index, source };
         let delta = mean.params.minus(round.global).map_err(schema)?.into_values();
         let stepped = round.global.values().clone() + delta * self.config.server_lr;
-        Ok(mean.params.with_values(keep_buffers(&mean.params, stepped)).map_err(schema)?.into())
+        let stepped = mean.params.with_values(stepped).and_then(|next| next.with_buffers_of(&mean.params));
+        Ok(stepped.map_err(schema)?.into())
     }
-}
-
-/// `stepped` for weights, the mean's own values for running statistics.
-fn keep_buffers<B: Backend>(mean: &ParamVector<B>, stepped: Tensor<B, 1>) -> Tensor<B, 1> {
-    let buffers = mean.schema().entries().iter().filter(|e| e.kind == ParamKind::Buffer);
-    buffers.fold(stepped, |values, entry| {
-        let range = entry.range();
-        values.slice_assign([range.clone()], mean.values().clone().slice([range]))
-    })
 }
 
 #[cfg(test)]
@@ -100,7 +92,7 @@ mod tests {
     use std::sync::Arc;
 
     use burn_flex::{Flex, FlexDevice};
-    use fedburn_core::{ParamEntry, ParamSchema, RoundIndex, Seed, SideInfo};
+    use fedburn_core::{MemoryStore, ParamEntry, ParamKind, ParamSchema, ParamVector, RoundIndex, Seed, SideInfo};
 
     use super::*;
 
@@ -114,7 +106,8 @@ mod tests {
         let vector =
             |values: [f32; 2]| ParamVector::<Flex>::from_host(values.to_vec(), schema.clone(), &FlexDevice).unwrap();
         let global = vector([1.0, 1.0]);
-        let round = Round { index: RoundIndex(1), global: &global, cohort: &[], seed: Seed::new(0) };
+        let (seed, memory) = (Seed::new(0), &MemoryStore::new());
+        let round = Round { index: RoundIndex(1), global: &global, cohort: &[], population: 1, seed, memory };
         let mean = RoundMean { params: vector([3.0, 3.0]), side: SideInfo::default(), num_examples: 1, num_updates: 1 };
         let mut half = FedAvgConfig { server_lr: 0.5, ..FedAvgConfig::default() }.build().unwrap();
         assert_eq!(half.step(&round, &mean).unwrap().global.to_host(), [2.0, 3.0]);

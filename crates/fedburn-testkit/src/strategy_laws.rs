@@ -6,7 +6,7 @@ use proptest::prelude::{TestCaseError, prop, prop_assert, prop_assert_eq};
 use proptest::strategy::Strategy as _;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::{combine, schema, update, vector};
+use crate::{Rounds, combine, schema, update, vector};
 
 /// Whether the result of a strategy lies in the convex hull of the updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,15 +68,17 @@ pub fn strategy_laws<B: Backend>(make: impl Fn() -> Strategy<B>, convexity: Conv
     });
     run("restore(state()), then continuing, equals not stopping", &|c| {
         let (global, updates) = build(&c, device);
+        let rounds = Rounds::new(updates.len() as u64);
+        let aggregate = |strategy: &mut Strategy<B>, index, global: &ParamVector<B>| {
+            rounds
+                .combine(strategy, RoundIndex(index), global, &updates)
+                .map_err(|e| TestCaseError::fail(e.to_string()))
+        };
         let mut whole = make();
-        let first = aggregate(&mut whole, 1, &global, &updates)?;
+        let first = aggregate(&mut whole, 1, &global)?;
         let mut resumed = make();
         resumed.restore(whole.state()).map_err(|e| TestCaseError::fail(e.to_string()))?;
-        close(
-            &aggregate(&mut whole, 2, &first.global, &updates)?,
-            &aggregate(&mut resumed, 2, &first.global, &updates)?,
-            0.0,
-        )
+        close(&aggregate(&mut whole, 2, &first.global)?, &aggregate(&mut resumed, 2, &first.global)?, 0.0)
     });
     if convexity == Convexity::Convex {
         run("equal updates are a fixed point", &|(global, clients)| {

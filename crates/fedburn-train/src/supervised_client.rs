@@ -113,7 +113,8 @@ where
         if data.is_empty() {
             return Err(TrainError::NoData { client: self.id });
         }
-        let model = self.resident.borrow_mut().load(global).map_err(|e| self.schema_error(e))?;
+        let deployed = self.rule.deployed(global).map_err(|e| self.schema_error(e))?;
+        let model = self.resident.borrow_mut().load(&deployed).map_err(|e| self.schema_error(e))?;
         let model = self.resident.borrow_mut().keep(model);
         Ok(evaluate_classifier(&model, data, Self::EVALUATION_BATCH, self.resident.borrow().device()))
     }

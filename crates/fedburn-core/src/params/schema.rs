@@ -95,6 +95,18 @@ impl ParamSchema {
         &self.entries
     }
 
+    /// Where weights lie in the flat vector, neighbours joined: everything but running statistics.
+    pub fn weight_ranges(&self) -> Vec<Range<usize>> {
+        let mut ranges: Vec<Range<usize>> = Vec::new();
+        for entry in self.entries.iter().filter(|e| e.kind == ParamKind::Weight && !e.is_empty()) {
+            match ranges.last_mut() {
+                Some(last) if last.end == entry.offset => last.end = entry.range().end,
+                _ => ranges.push(entry.range()),
+            }
+        }
+        ranges
+    }
+
     /// Length of the flat vector.
     pub fn num_values(&self) -> usize {
         self.num_values

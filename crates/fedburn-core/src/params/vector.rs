@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{ElementConversion, Tensor, TensorData, backend::Backend};
 
-use super::schema::{ParamEntry, ParamSchema};
+use super::schema::{ParamEntry, ParamKind, ParamSchema};
 use crate::SchemaError;
 
 /// All parameters and running statistics of a model, concatenated in schema order.
@@ -126,6 +126,28 @@ impl<B: Backend> ParamVector<B> {
     pub fn minus(&self, other: &Self) -> Result<Self, SchemaError> {
         self.schema.ensure_same(&other.schema)?;
         Ok(Self { values: self.values.clone() - other.values.clone(), schema: self.schema.clone() })
+    }
+
+    /// The values of weights alone `[num_weights]`, running statistics left out: what norms and distances are taken of.
+    pub fn weight_values(&self) -> Tensor<B, 1> {
+        let ranges = self.schema.weight_ranges();
+        match ranges.as_slice() {
+            [all] if *all == (0..self.num_values()) => self.values.clone(),
+            _ => Tensor::cat(ranges.into_iter().map(|range| self.values.clone().slice([range])).collect(), 0),
+        }
+    }
+
+    /// These weights with the running statistics of `other`.
+    ///
+    /// # Errors
+    /// [`SchemaError::Mismatch`].
+    pub fn with_buffers_of(&self, other: &Self) -> Result<Self, SchemaError> {
+        self.schema.ensure_same(&other.schema)?;
+        let buffers = self.schema.entries().iter().filter(|e| e.kind == ParamKind::Buffer && !e.is_empty());
+        let values = buffers.fold(self.values.clone(), |values, entry| {
+            values.slice_assign([entry.range()], other.values.clone().slice([entry.range()]))
+        });
+        Ok(Self { values, schema: self.schema.clone() })
     }
 
     /// The vector on another device.

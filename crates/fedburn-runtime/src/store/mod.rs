@@ -1,7 +1,6 @@
 //! Where a simulation keeps its clients' state between rounds.
 
 mod disk;
-mod memory;
 
 pub use disk::DiskStore;
-pub use memory::MemoryStore;
+pub use fedburn_core::MemoryStore;

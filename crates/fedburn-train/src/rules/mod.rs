@@ -10,7 +10,9 @@ mod sgd;
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
-use fedburn_core::{Classifier, ClientId, Mean, SideInfo, StateDict, StateError, TrainError, TrainTask};
+use fedburn_core::{
+    Classifier, ClientId, Mean, ParamVector, SchemaError, SideInfo, StateDict, StateError, TrainError, TrainTask,
+};
 use fedburn_data::{Batches, ClientData};
 
 pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
@@ -34,6 +36,15 @@ pub trait LocalRule<B: Backend, M: TrainModel<B>>: Send {
     /// # Errors
     /// [`TrainError`]; the model is then lost.
     fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError>;
+
+    /// The parameters that the client would use after receiving `global`: the global ones, or those of a personal model
+    /// kept in the rule's state. The global ones by default.
+    ///
+    /// # Errors
+    /// [`SchemaError`] where `global` is of another model than the state.
+    fn deployed(&self, global: &ParamVector<B>) -> Result<ParamVector<B>, SchemaError> {
+        Ok(global.clone())
+    }
 
     /// What must survive until the client is next sampled: control variates, a model of its own. Nothing by default.
     fn state(&self) -> StateDict {
@@ -70,9 +81,15 @@ impl<'a, B: Backend> LocalRun<'a, B> {
         self.training.batches(self.data, self.task.seed.index(0), self.device)
     }
 
-    /// The round's learning rate.
+    /// The round's learning rate `r`: the client's own `r_0`, moved to `(1 - tau) r_0 + tau r_1` where the server sent
+    /// [`SideInfo::RATE_BLEND`] `tau` and [`SideInfo::RATE_TARGET`] `r_1`.
     pub fn learning_rate(&self) -> f64 {
-        self.training.learning_rate(self.task.round)
+        let own = self.training.learning_rate(self.task.round);
+        let sent = |name: &str| self.task.side.scalars.get(name).copied();
+        match (sent(SideInfo::<B>::RATE_BLEND), sent(SideInfo::<B>::RATE_TARGET)) {
+            (Some(tau), Some(target)) => (1.0 - tau) * own + tau * target,
+            _ => own,
+        }
     }
 
     /// The error of a run that diverged.

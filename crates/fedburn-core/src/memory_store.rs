@@ -1,18 +1,17 @@
-//! Client state in memory.
+//! State of clients in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use fedburn_core::{ClientId, RoundIndex, StateDict, StateError, StateStore};
+use crate::{ClientId, RoundIndex, StateDict, StateError, StateStore};
 
-/// Keeps client state in memory: fast, and gone with the process. A run that must survive a restart, or whose clients
-/// do not fit, uses [`crate::DiskStore`].
+/// Keeps the state of clients in memory: fast, and gone with the process. A run that must survive a restart, or whose
+/// clients do not fit, uses `fedburn_runtime::DiskStore`.
 ///
 /// # Examples
 ///
 /// ```
-/// use fedburn_core::{ClientId, RoundIndex, StateDict, StateStore};
-/// use fedburn_runtime::MemoryStore;
+/// use fedburn_core::{ClientId, MemoryStore, RoundIndex, StateDict, StateStore};
 ///
 /// let store = MemoryStore::new();
 /// let mut state = StateDict::new();
@@ -40,6 +39,14 @@ impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The newest committed state of every client, sorted by client.
+    pub fn newest(&self) -> Vec<(ClientId, StateDict)> {
+        let newest = |(client, versions): (&ClientId, &BTreeMap<RoundIndex, StateDict>)| {
+            versions.last_key_value().map(|(_, state)| (*client, state.clone()))
+        };
+        self.states().committed.iter().filter_map(newest).collect()
     }
 
     fn states(&self) -> MutexGuard<'_, States> {
