@@ -44,13 +44,18 @@ impl<B: Backend> SideInfo<B> {
 pub struct Reports {
     /// Number of training examples of each class.
     pub class_counts: bool,
+    /// How much the client's steps add up to (FedNova).
+    pub accumulation: bool,
 }
 
 /// What a client reported, as far as it was asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClientReport {
     /// Number of training examples of each class, by class.
     pub class_counts: Option<Vec<u64>>,
+    /// The 1-norm of the accumulation vector of the local steps, `a_k` of FedNova: their number for plain SGD, more with
+    /// momentum, less with a proximal term.
+    pub accumulation: Option<f64>,
 }
 
 /// What a client returns; becomes a [`ClientUpdate`] once checked. The sender's identity comes from the transport,

@@ -230,6 +230,9 @@ impl<B: Backend> Coordinator<B> {
             if !reports.class_counts {
                 update.report.class_counts = None;
             }
+            if !reports.accumulation {
+                update.report.accumulation = None;
+            }
             check(&update, &self.global)?;
             let (num_examples, metrics) = (update.num_examples, update.metrics.clone());
             round.gathered.add(ClientUpdate { client, local: update })?;

@@ -102,7 +102,10 @@ where
             params,
             num_examples,
             side: trained.side,
-            report: ClientReport { class_counts: task.reports.class_counts.then(|| data.class_counts()) },
+            report: ClientReport {
+                class_counts: task.reports.class_counts.then(|| data.class_counts()),
+                accumulation: task.reports.accumulation.then_some(trained.accumulation),
+            },
             metrics: loss.into_iter().fold(Metrics::new(), |all, loss| all.with(Metrics::TRAIN_LOSS, loss)),
         })
     }

@@ -183,7 +183,7 @@ fn class_counts_are_reported_only_if_asked() {
     let mut client = SupervisedClient::<Flex, Softmax>::new(ClientId(0), data.clone().into(), settings, resident);
     let mut task = task(&softmax_initial(0), 0);
     assert_eq!(client.train(&task).unwrap().report.class_counts, None);
-    task.reports = Reports { class_counts: true };
+    task.reports = Reports { class_counts: true, ..Reports::default() };
     assert_eq!(client.train(&task).unwrap().report.class_counts, Some(data.class_counts()));
     assert_eq!(client.info(), ClientInfo { id: ClientId(0), num_examples: 9 });
 }

@@ -92,6 +92,35 @@ impl<'a, B: Backend> LocalRun<'a, B> {
         }
     }
 
+    /// The whole run: a step of the settings' optimiser for each batch, with the gradients that `rule` makes of it.
+    ///
+    /// # Errors
+    /// [`TrainError::NonFinite`] where the loss became NaN or infinite.
+    pub fn descend<M: TrainModel<B>>(
+        &self,
+        model: M,
+        rule: &mut impl GradientRule<B, M>,
+    ) -> Result<Trained<B, M>, TrainError> {
+        let mut optimiser = self.training.optimiser();
+        let Descent { model, loss, steps } =
+            descend(model, self.batches(), rule, &mut optimiser, self.learning_rate()).map_err(|e| self.diverged(e))?;
+        Ok(Trained { model, loss, steps, accumulation: self.accumulation(steps, 0.0), side: SideInfo::default() })
+    }
+
+    /// The 1-norm of the accumulation vector of `steps` steps with momentum `rho` and a proximal term `mu`: how many
+    /// plain gradients they add up to. `c <- rho c + 1; a <- (1 - lr mu) a + c` for each step, from zero.
+    ///
+    /// Wang, Liu, Liang, Joshi and Poor, "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+    /// Optimization", NeurIPS 2020, arXiv:2007.07481.
+    pub fn accumulation(&self, steps: usize, mu: f64) -> f64 {
+        let (momentum, shrink) = (self.training.config().momentum, 1.0 - self.learning_rate() * mu);
+        let step = |(a, c): (f64, f64), _| {
+            let c = momentum * c + 1.0;
+            (shrink * a + c, c)
+        };
+        (0..steps).fold((0.0, 0.0), step).0
+    }
+
     /// The error of a run that diverged.
     pub fn diverged(&self, source: Diverged) -> TrainError {
         TrainError::NonFinite { client: self.client, round: self.task.round, step: source.step }
@@ -107,12 +136,8 @@ pub struct Trained<B: Backend, M> {
     pub loss: Mean,
     /// Steps taken.
     pub steps: usize,
+    /// How many plain gradients the steps add up to, [`LocalRun::accumulation`].
+    pub accumulation: f64,
     /// What the algorithm sends besides the model.
     pub side: SideInfo<B>,
-}
-
-impl<B: Backend, M> From<Descent<M>> for Trained<B, M> {
-    fn from(descent: Descent<M>) -> Self {
-        Self { model: descent.model, loss: descent.loss, steps: descent.steps, side: SideInfo::default() }
-    }
 }

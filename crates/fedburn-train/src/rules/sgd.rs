@@ -6,7 +6,7 @@
 use burn::tensor::backend::Backend;
 use fedburn_core::TrainError;
 
-use super::{CrossEntropy, LocalRule, LocalRun, TrainModel, Trained, descend};
+use super::{CrossEntropy, LocalRule, LocalRun, TrainModel, Trained};
 
 /// Epochs or steps of mini-batch SGD on the client's own cross-entropy. Keeps nothing across rounds: momentum starts at
 /// zero in every run, as the model it belonged to is replaced.
@@ -15,9 +15,6 @@ pub struct LocalSgd;
 
 impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalSgd {
     fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError> {
-        let mut optimiser = run.training.optimiser();
-        descend(model, run.batches(), &mut CrossEntropy, &mut optimiser, run.learning_rate())
-            .map(Trained::from)
-            .map_err(|diverged| run.diverged(diverged))
+        run.descend(model, &mut CrossEntropy)
     }
 }
