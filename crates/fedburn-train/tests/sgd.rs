@@ -204,10 +204,7 @@ struct LocalProximal {
 impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalProximal {
     fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError> {
         let mut rule = Proximal { mu: self.mu, anchor: run.task.global.clone() };
-        let mut optimiser = run.training.optimiser();
-        descend(model, run.batches(), &mut rule, &mut optimiser, run.learning_rate())
-            .map(Trained::from)
-            .map_err(|diverged| run.diverged(diverged))
+        run.descend(model, &mut rule)
     }
 }
 
