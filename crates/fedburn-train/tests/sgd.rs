@@ -16,7 +16,7 @@ use fedburn_core::{Client, ClientId, LocalUpdate, Metrics, ParamVector, TrainErr
 use fedburn_data::{Batch, ClientData};
 use fedburn_train::{
     BatchGradients, CrossEntropy, GradientRule, LocalRule, LocalRun, LocalTraining, ResidentModel, SupervisedClient,
-    TrainModel, Trained, cross_entropy, descend, global_norm,
+    TrainModel, Trained, cross_entropy, global_norm,
 };
 use proptest::prelude::*;
 
