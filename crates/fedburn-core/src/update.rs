@@ -32,6 +32,12 @@ impl<B: Backend> SideInfo<B> {
     pub const RATE_BLEND: &'static str = "rate_blend";
     /// Scalar from the server: the learning rate that [`SideInfo::RATE_BLEND`] leads to.
     pub const RATE_TARGET: &'static str = "rate_target";
+    /// Vector from the server: its control variate, `c` of SCAFFOLD.
+    pub const CONTROL: &'static str = "control";
+    /// Vector from the client: how its control variate changed in the round, `c_k+ - c_k` of SCAFFOLD.
+    pub const CONTROL_DELTA: &'static str = "control_delta";
+    /// Scalar from the server: the strength of the regulariser, positive, `alpha` of FedDyn.
+    pub const ALPHA: &'static str = "alpha";
 
     /// Bytes of this information on the wire: four a vector value, eight a scalar.
     pub fn num_bytes(&self) -> u64 {
