@@ -1,7 +1,8 @@
 """The weighted mean of 10 updates of 10,000,000 float32 values in NumPy.
 
-`loop` scales and adds one update after another, its temporary reused. `product` multiplies weights by a matrix that
-already holds the updates as rows: one call of BLAS. Both sum in float32, so that the result depends on the order.
+`plain` is `sum(w * x)`, as most servers write it; `in-place` scales into one temporary and adds it to one sum;
+`blas` multiplies the weights by a matrix that already holds the updates as rows. All sum in float32, so that the
+result depends on the order.
 """
 
 import argparse
@@ -23,22 +24,31 @@ def kilobytes(field):
         return None
 
 
-def loop(weights, updates, mean, scaled):
-    """One update after another."""
+def plain(weights, updates, mean, scaled):
+    """A new array for each product and each sum."""
+    return sum(weight * update for weight, update in zip(weights, updates))
+
+
+def in_place(weights, updates, mean, scaled):
+    """No new array."""
     np.multiply(updates[0], weights[0], out=mean)
     for weight, update in zip(weights[1:], updates[1:]):
         np.multiply(update, weight, out=scaled)
         mean += scaled
+    return mean
 
 
-def product(weights, updates, mean, scaled):
+def blas(weights, updates, mean, scaled):
     """All at once."""
-    np.matmul(weights, updates, out=mean)
+    return np.matmul(weights, updates, out=mean)
+
+
+FORMS = {"plain": plain, "in-place": in_place, "blas": blas}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--form", choices=["loop", "product"], default="loop")
+    parser.add_argument("--form", choices=FORMS, default="plain")
     parser.add_argument("--rounds", type=int, default=5, help="means to take")
     parser.add_argument("--threads", type=int, default=1, help="for the record: BLAS reads OPENBLAS_NUM_THREADS")
     args = parser.parse_args()
@@ -47,14 +57,13 @@ def main():
     counts = rng.integers(100, 1000, UPDATES)
     weights = (counts / counts.sum()).astype(np.float32)
     mean, scaled = np.zeros(VALUES, np.float32), np.zeros(VALUES, np.float32)
-    form = {"loop": loop, "product": product}[args.form]
     seconds, processor = [], []
     for _ in range(args.rounds):
         wall, own = time.perf_counter(), time.process_time()
-        form(weights, updates, mean, scaled)
+        result = FORMS[args.form](weights, updates, mean, scaled)
         seconds.append(time.perf_counter() - wall)
         processor.append(time.process_time() - own)
-    assert np.allclose(mean[:1000], np.average(updates[:, :1000], axis=0, weights=counts), atol=1e-4)
+    assert np.allclose(result[:1000], np.average(updates[:, :1000], axis=0, weights=counts), atol=1e-4)
     line = {
         "peer": "numpy",
         "job": "mean",

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::Bench;
 use crate::cargo::Cargo;
 use crate::{ci, examples, launch, tidy, workspace};
 
@@ -32,9 +33,8 @@ enum Command {
     /// List or fetch data sets: `data fetch fashion-mnist`.
     #[command(disable_help_flag = true)]
     Data(Words),
-    /// Run the micro benchmarks.
-    #[command(disable_help_flag = true)]
-    Bench(Words),
+    /// Run the micro benchmarks, or hold fedburn against other frameworks: `bench peers`.
+    Bench(Box<Bench>),
     /// Run every example.
     Examples,
     /// Build the documentation, warnings denied.
@@ -56,9 +56,7 @@ impl Cli {
             Command::Tidy => tidy::run(&workspace::root()),
             Command::Experiment(words) => launch::fedburn("experiment", words.words),
             Command::Data(words) => launch::fedburn("data", words.words),
-            Command::Bench(words) => {
-                Cargo::new(["bench", "--package", "fedburn-benches"]).args(words.words).status().map(exit_code)
-            }
+            Command::Bench(bench) => bench.run(),
             Command::Examples => examples::run(),
             Command::Doc => Cargo::doc().status().map(exit_code),
         }

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// # Errors
 /// Where the binary cannot be built or started; cargo has then printed why.
 pub fn fedburn(area: &str, words: Vec<OsString>) -> Result<ExitCode, String> {
-    let binary = build(backend_feature(&words))?;
+    let binary = build("fedburn-experiment", "fedburn", backend_feature(&words))?;
     let mut command = Command::new(&binary);
     command.arg(area).args(words).current_dir(workspace::root());
     hand_over(command).map_err(|error| format!("cannot run {}: {error}", binary.display()))
@@ -43,21 +43,24 @@ fn hand_over(mut command: Command) -> std::io::Result<ExitCode> {
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// Builds the binary, quiet unless that takes time or fails, and says where it lies.
-fn build(feature: Option<&str>) -> Result<PathBuf, String> {
-    let call = Cargo::line("build --release --quiet -p fedburn-experiment --bin fedburn")
-        .args(["--message-format", "json-render-diagnostics"])
+/// Builds a binary in release, quiet unless that takes time or fails, and says where it lies.
+///
+/// # Errors
+/// Where the build fails; cargo has then printed why.
+pub fn build(package: &str, name: &str, feature: Option<&str>) -> Result<PathBuf, String> {
+    let call = Cargo::line("build --release --quiet")
+        .args(["-p", package, "--bin", name, "--message-format", "json-render-diagnostics"])
         .args(feature.map(|feature| ["--features", feature]).into_iter().flatten());
     let failed = |error: std::io::Error| format!("cannot run `{}`: {error}", call.shown());
     let mut child = call.command().stdout(Stdio::piped()).spawn().map_err(failed)?;
     let (finished, waiting) = mpsc::channel::<()>();
     let announcer = thread::spawn(move || {
         if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("building fedburn in release (the first time takes minutes)");
+            eprintln!("building in release (the first time takes minutes)");
         }
     });
     let messages = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);
-    let binary = messages.map_while(Result::ok).filter_map(|line| executable(&line)).last();
+    let binary = messages.map_while(Result::ok).filter_map(|line| executable(&line, name)).last();
     let status = child.wait().map_err(failed)?;
     drop(finished);
     // It prints a line at most; there is nothing to learn from how it ended.
@@ -65,13 +68,13 @@ fn build(feature: Option<&str>) -> Result<PathBuf, String> {
     if !status.success() {
         return Err(format!("the build failed; repeat it with:\n\n    {}\n", call.shown()));
     }
-    binary.ok_or_else(|| "cargo named no `fedburn` binary".to_owned())
+    binary.ok_or_else(|| format!("cargo named no binary `{name}`"))
 }
 
 /// The path in cargo's message that the binary is ready.
-fn executable(message: &str) -> Option<PathBuf> {
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
-    let ours = message["reason"] == "compiler-artifact" && message["target"]["name"] == "fedburn";
+    let ours = message["reason"] == "compiler-artifact" && message["target"]["name"] == name;
     message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
 }
 
@@ -106,9 +109,12 @@ mod tests {
         let artifact = |name: &str| {
             format!(r#"{{"reason":"compiler-artifact","target":{{"name":"{name}"}},"executable":"/t/release/{name}"}}"#)
         };
-        assert_eq!(executable(&artifact("fedburn")), Some(PathBuf::from("/t/release/fedburn")));
-        assert_eq!(executable(&artifact("build-script")), None);
-        assert_eq!(executable(r#"{"reason":"compiler-artifact","target":{"name":"fedburn"},"executable":null}"#), None);
-        assert_eq!(executable("not json"), None);
+        assert_eq!(executable(&artifact("fedburn"), "fedburn"), Some(PathBuf::from("/t/release/fedburn")));
+        assert_eq!(executable(&artifact("build-script"), "fedburn"), None);
+        assert_eq!(
+            executable(r#"{"reason":"compiler-artifact","target":{"name":"fedburn"},"executable":null}"#, "fedburn"),
+            None
+        );
+        assert_eq!(executable("not json", "fedburn"), None);
     }
 }
