@@ -87,11 +87,11 @@ pub trait MeanStrategy<B: Backend>: Send {
         StateDict::default()
     }
 
-    /// Takes back what [`MeanStrategy::state`] gave.
+    /// Takes back what [`MeanStrategy::state`] gave. `like` is any vector of the model: its schema and its device.
     ///
     /// # Errors
     /// [`StateError`] where the state is not this strategy's.
-    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+    fn restore(&mut self, state: StateDict, _like: &ParamVector<B>) -> Result<(), StateError> {
         state.expect_empty()
     }
 }
@@ -128,11 +128,11 @@ pub trait PerClientStrategy<B: Backend>: Send {
         StateDict::default()
     }
 
-    /// Takes back what [`PerClientStrategy::state`] gave.
+    /// Takes back what [`PerClientStrategy::state`] gave. `like` is any vector of the model: its schema and its device.
     ///
     /// # Errors
     /// [`StateError`] where the state is not this strategy's.
-    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+    fn restore(&mut self, state: StateDict, _like: &ParamVector<B>) -> Result<(), StateError> {
         state.expect_empty()
     }
 }
@@ -194,14 +194,14 @@ impl<B: Backend> Strategy<B> {
         }
     }
 
-    /// Takes back what [`Strategy::state`] gave.
+    /// Takes back what [`Strategy::state`] gave. `like` is any vector of the model: its schema and its device.
     ///
     /// # Errors
     /// [`StateError`] where the state is not this strategy's.
-    pub fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+    pub fn restore(&mut self, state: StateDict, like: &ParamVector<B>) -> Result<(), StateError> {
         match self {
-            Self::Mean(s) => s.restore(state),
-            Self::PerClient(s) => s.restore(state),
+            Self::Mean(s) => s.restore(state, like),
+            Self::PerClient(s) => s.restore(state, like),
         }
     }
 }

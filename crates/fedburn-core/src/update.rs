@@ -52,6 +52,8 @@ pub struct Reports {
     pub class_counts: bool,
     /// How much the client's steps add up to (FedNova).
     pub accumulation: bool,
+    /// Number of local steps.
+    pub steps: bool,
 }
 
 /// What a client reported, as far as it was asked.
@@ -62,6 +64,8 @@ pub struct ClientReport {
     /// The 1-norm of the accumulation vector of the local steps, `a_k` of FedNova: their number for plain SGD, more with
     /// momentum, less with a proximal term.
     pub accumulation: Option<f64>,
+    /// Number of local steps, `tau_k`.
+    pub steps: Option<u64>,
 }
 
 /// What a client returns; becomes a [`ClientUpdate`] once checked. The sender's identity comes from the transport,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Event, LocalUpdate,
-    MemoryStore, Metrics, Outcome, ParamVector, Purpose, Reply, Request, Round, RoundIndex, SchemaError, Seed,
+    MemoryStore, Metrics, Outcome, ParamVector, Purpose, Reply, Reports, Request, Round, RoundIndex, SchemaError, Seed,
     StateError, StateStore, Strategy, TrainTask, UpdateSet,
 };
 
@@ -126,7 +126,7 @@ impl<B: Backend> Coordinator<B> {
         for vector in std::iter::once(&global).chain(&deploy) {
             self.global.schema().ensure_same(vector.schema())?;
         }
-        self.strategy.restore(strategy)?;
+        self.strategy.restore(strategy, &global)?;
         (self.finished, self.global, self.deploy, self.open) = (round, global, deploy, None);
         Ok(())
     }
@@ -233,7 +233,10 @@ impl<B: Backend> Coordinator<B> {
             if !reports.accumulation {
                 update.report.accumulation = None;
             }
-            check(&update, &self.global)?;
+            if !reports.steps {
+                update.report.steps = None;
+            }
+            check(&update, &self.global, &reports)?;
             let (num_examples, metrics) = (update.num_examples, update.metrics.clone());
             round.gathered.add(ClientUpdate { client, local: update })?;
             Ok((num_examples, metrics))
@@ -344,7 +347,7 @@ pub enum RestoreError {
 
 /// Whether an update can be aggregated, decided before any state is touched. `params` finiteness is checked where the
 /// values are read anyway, in [`Gathered::add`].
-fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>) -> Result<(), ClientFailure> {
+fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>, asked: &Reports) -> Result<(), ClientFailure> {
     let malformed = |reason: String| ClientFailure::Malformed { reason };
     if update.num_examples == 0 {
         return Err(ClientFailure::NoData);
@@ -352,6 +355,19 @@ fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>) -> Result
     global.schema().ensure_same(update.params.schema()).map_err(|e| malformed(e.to_string()))?;
     for (name, vector) in &update.side.vectors {
         global.schema().ensure_same(vector.schema()).map_err(|e| malformed(format!("side vector `{name}`: {e}")))?;
+    }
+    let report = &update.report;
+    for (asked, reported, name) in [
+        (asked.class_counts, report.class_counts.is_some(), "class counts"),
+        (asked.accumulation, report.accumulation.is_some(), "accumulation"),
+        (asked.steps, report.steps.is_some(), "number of steps"),
+    ] {
+        if asked && !reported {
+            return Err(malformed(format!("did not report its {name}")));
+        }
+    }
+    if let Some(a) = report.accumulation.filter(|a| !(*a >= 0.0 && a.is_finite())) {
+        return Err(malformed(format!("reports the accumulation {a}, expected a number from 0")));
     }
     match update.side.scalars.iter().find(|(_, v)| !v.is_finite()) {
         Some((name, value)) => Err(malformed(format!("side scalar `{name}` is {value}"))),

@@ -6,8 +6,8 @@ use std::time::Duration;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{
     Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientReport, ClientSampler, Event, LocalUpdate,
-    MeanStrategy, Metrics, Outcome, ParamVector, PerClientStrategy, Reply, Request, Round, RoundIndex, RoundMean, Seed,
-    SideInfo, Strategy, UpdateSet, Weighting,
+    MeanStrategy, Metrics, Outcome, ParamVector, PerClientStrategy, Reply, Reports, Request, Round, RoundIndex,
+    RoundMean, Seed, SideInfo, Strategy, UpdateSet, Weighting,
 };
 use fedburn_runtime::{Coordinator, Effect, Input};
 use fedburn_testkit::{schema, vector};
@@ -307,4 +307,44 @@ fn side_information_of_some_clients_only_ends_the_run_with_its_name() {
         coordinator.step(Input::Outcome(trained(1, local([1.0; 3], 3))), Duration::ZERO).err().unwrap().to_string();
     assert!(error.contains("side_mean") && error.contains("`control`"), "{error}");
     assert_eq!(coordinator.global().to_host(), [0.0; 3], "the global vector is the one before the round");
+}
+
+/// Sees every update and asks for FedNova's numbers.
+struct Asking;
+
+impl PerClientStrategy<Flex> for Asking {
+    fn name(&self) -> &'static str {
+        "asking"
+    }
+    fn reports(&self) -> Reports {
+        Reports { accumulation: true, steps: true, ..Reports::default() }
+    }
+    fn aggregate(&mut self, _: &Round<'_, Flex>, set: &UpdateSet<Flex>) -> Result<Aggregate<Flex>, AggregateError> {
+        let [report] = set.iter().map(|u| u.local.report.clone()).collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(report, ClientReport { accumulation: Some(2.5), steps: Some(3), class_counts: None });
+        Ok(set.iter().next().unwrap().local.params.clone().into())
+    }
+}
+
+#[test]
+fn a_client_that_leaves_out_what_was_asked_fails_and_what_was_not_asked_is_dropped() {
+    let mut coordinator = coordinator(Strategy::PerClient(Box::new(Asking)), 1);
+    step(&mut coordinator, Input::Begin(&clients(4)));
+    let full = ClientReport { accumulation: Some(2.5), steps: Some(3), class_counts: Some(vec![1]) };
+    for (client, report, reason) in [
+        (0, ClientReport { accumulation: None, ..full.clone() }, "did not report its accumulation"),
+        (1, ClientReport { steps: None, ..full.clone() }, "did not report its number of steps"),
+        (2, ClientReport { accumulation: Some(f64::NAN), ..full.clone() }, "the accumulation NaN"),
+    ] {
+        let effects =
+            step(&mut coordinator, Input::Outcome(trained(client, LocalUpdate { report, ..local([1.0; 3], 1) })));
+        let events = events(&effects);
+        let [Event::ClientFailed { failure: ClientFailure::Malformed { reason: found }, .. }] = events.as_slice()
+        else {
+            panic!("{events:?}");
+        };
+        assert!(found.contains(reason), "{found}");
+    }
+    step(&mut coordinator, Input::Outcome(trained(3, LocalUpdate { report: full, ..local([2.0; 3], 1) })));
+    assert_eq!(coordinator.global().to_host(), [2.0; 3]);
 }

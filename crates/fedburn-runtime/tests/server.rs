@@ -48,7 +48,7 @@ impl<B: Backend> MeanStrategy<B> for Momentum<B> {
         state
     }
 
-    fn restore(&mut self, mut state: StateDict) -> Result<(), StateError> {
+    fn restore(&mut self, mut state: StateDict, _like: &ParamVector<B>) -> Result<(), StateError> {
         self.0 = match state.is_empty() {
             true => None,
             false => Some(state.take_params("velocity", &model(), &Default::default())?),

@@ -77,7 +77,7 @@ pub fn strategy_laws<B: Backend>(make: impl Fn() -> Strategy<B>, convexity: Conv
         let mut whole = make();
         let first = aggregate(&mut whole, 1, &global)?;
         let mut resumed = make();
-        resumed.restore(whole.state()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        resumed.restore(whole.state(), &first.global).map_err(|e| TestCaseError::fail(e.to_string()))?;
         close(&aggregate(&mut whole, 2, &first.global)?, &aggregate(&mut resumed, 2, &first.global)?, 0.0)
     });
     if convexity == Convexity::Convex {

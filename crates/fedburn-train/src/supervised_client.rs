@@ -105,6 +105,7 @@ where
             report: ClientReport {
                 class_counts: task.reports.class_counts.then(|| data.class_counts()),
                 accumulation: task.reports.accumulation.then_some(trained.accumulation),
+                steps: task.reports.steps.then_some(trained.steps as u64),
             },
             metrics: loss.into_iter().fold(Metrics::new(), |all, loss| all.with(Metrics::TRAIN_LOSS, loss)),
         })
