@@ -79,3 +79,69 @@ pub trait Client<B: Backend>: Send {
         state.expect_empty()
     }
 }
+
+/// Which of a client's training examples a model is trained on instead of all, to learn how much the model depends on
+/// them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resample {
+    /// All but the `part`-th of `of` shards (leave-one-shard-out, the jackknife).
+    AllBut {
+        /// The shard left out, from 0.
+        part: usize,
+        /// Number of shards, at least 2.
+        of: usize,
+    },
+    /// The `part`-th of `of` disjoint shards alone.
+    Shard {
+        /// The shard, from 0.
+        part: usize,
+        /// Number of shards, at least 2.
+        of: usize,
+    },
+    /// As many examples as the client has, drawn with replacement.
+    Bootstrap {
+        /// Which of the draws, from 0.
+        index: usize,
+    },
+}
+
+/// A client that can also train on parts of its data, so that the variance of its model can be estimated.
+///
+/// # Laws
+/// `train_on` leaves the client's state as it was and is a function of task, state and part. The shards of one task are
+/// disjoint, make up all of the data and differ in size by one at most.
+pub trait ResamplingClient<B: Backend>: Client<B> {
+    /// Trains as [`Client::train`] would, on the examples that `part` names.
+    ///
+    /// # Errors
+    /// [`TrainError`], where the part is empty too.
+    fn train_on(&mut self, task: &TrainTask<B>, part: Resample) -> Result<LocalUpdate<B>, TrainError>;
+}
+
+impl<B: Backend, C: Client<B> + ?Sized> Client<B> for Box<C> {
+    fn info(&self) -> ClientInfo {
+        (**self).info()
+    }
+
+    fn train(&mut self, task: &TrainTask<B>) -> Result<LocalUpdate<B>, TrainError> {
+        (**self).train(task)
+    }
+
+    fn evaluate(&mut self, global: &ParamVector<B>) -> Result<Metrics, TrainError> {
+        (**self).evaluate(global)
+    }
+
+    fn state(&self) -> StateDict {
+        (**self).state()
+    }
+
+    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        (**self).restore(state)
+    }
+}
+
+impl<B: Backend, C: ResamplingClient<B> + ?Sized> ResamplingClient<B> for Box<C> {
+    fn train_on(&mut self, task: &TrainTask<B>, part: Resample) -> Result<LocalUpdate<B>, TrainError> {
+        (**self).train_on(task, part)
+    }
+}

@@ -42,7 +42,7 @@ mod strategy;
 mod transport;
 mod update;
 
-pub use client::{Client, ClientId, ClientInfo, TrainTask};
+pub use client::{Client, ClientId, ClientInfo, Resample, ResamplingClient, TrainTask};
 pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
 pub use evaluator::Evaluator;
 pub use memory_store::MemoryStore;

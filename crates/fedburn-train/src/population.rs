@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{Client, ClientId, ClientInfo, ModelFamily, Population, TrainError, Worker};
+use fedburn_core::{Client, ClientId, ClientInfo, ModelFamily, Population, ResamplingClient, TrainError, Worker};
 use fedburn_data::ClientData;
 
 use crate::{LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
@@ -61,6 +61,9 @@ impl ClientDataSource for ClientList {
 /// Makes the rule of one client, without state.
 type NewRule<B, M> = Arc<dyn Fn() -> Box<dyn LocalRule<B, M>> + Send + Sync>;
 
+/// Puts something around a client: compression, an attack, a personal model.
+type Wrapper<B> = Arc<dyn for<'a> Fn(Box<dyn ResamplingClient<B> + 'a>) -> Box<dyn Client<B> + 'a> + Send + Sync>;
+
 /// All clients of a simulation: one model family, one way of training, data on demand. Costs what its source costs,
 /// and one model for each worker.
 pub struct SupervisedPopulation<B: Backend, F: ModelFamily<B>> {
@@ -68,6 +71,7 @@ pub struct SupervisedPopulation<B: Backend, F: ModelFamily<B>> {
     family: F,
     training: Arc<LocalTraining>,
     rule: NewRule<B, F::TrainModel>,
+    wrapper: Wrapper<B>,
     device: B::Device,
 }
 
@@ -76,7 +80,8 @@ impl<B: Backend, F: ModelFamily<B>> SupervisedPopulation<B, F> {
     pub fn new(source: Arc<dyn ClientDataSource>, family: F, training: LocalTraining, device: B::Device) -> Self {
         let training = Arc::new(training);
         let settings = training.clone();
-        Self { source, family, training, rule: Arc::new(move || settings.rule()), device }
+        let (rule, wrapper) = (Arc::new(move || settings.rule()), Arc::new(unwrapped));
+        Self { source, family, training, rule, wrapper, device }
     }
 
     /// The same population with a rule of your own; `rule` is called for each client that is built.
@@ -88,6 +93,21 @@ impl<B: Backend, F: ModelFamily<B>> SupervisedPopulation<B, F> {
         self.rule = Arc::new(rule);
         self
     }
+
+    /// The same population with something around each client, in place of an earlier wrapper; `wrapper` is called for
+    /// each client that is built. Several wrappers are one that applies them from the inside out.
+    #[must_use]
+    pub fn with_wrapper(
+        mut self,
+        wrapper: impl for<'a> Fn(Box<dyn ResamplingClient<B> + 'a>) -> Box<dyn Client<B> + 'a> + Send + Sync + 'static,
+    ) -> Self {
+        self.wrapper = Arc::new(wrapper);
+        self
+    }
+}
+
+fn unwrapped<'a, B: Backend>(client: Box<dyn ResamplingClient<B> + 'a>) -> Box<dyn Client<B> + 'a> {
+    client
 }
 
 impl<B: Backend, F: ModelFamily<B>> Population<B> for SupervisedPopulation<B, F> {
@@ -100,6 +120,7 @@ impl<B: Backend, F: ModelFamily<B>> Population<B> for SupervisedPopulation<B, F>
             source: self.source.clone(),
             training: self.training.clone(),
             rule: self.rule.clone(),
+            wrapper: self.wrapper.clone(),
             resident: ResidentModel::new(self.family.clone(), self.device.clone()),
         })
     }
@@ -109,6 +130,7 @@ struct SupervisedWorker<B: Backend, F: ModelFamily<B>> {
     source: Arc<dyn ClientDataSource>,
     training: Arc<LocalTraining>,
     rule: NewRule<B, F::TrainModel>,
+    wrapper: Wrapper<B>,
     resident: ResidentModel<B, F>,
 }
 
@@ -116,6 +138,6 @@ impl<B: Backend, F: ModelFamily<B>> Worker<B> for SupervisedWorker<B, F> {
     fn client(&mut self, id: ClientId) -> Result<Box<dyn Client<B> + '_>, TrainError> {
         let data = self.source.local_data(id)?;
         let client = SupervisedClient::<B, F, _>::new(id, data, self.training.clone(), &mut self.resident);
-        Ok(Box::new(client.with_rule((self.rule)())))
+        Ok((self.wrapper)(Box::new(client.with_rule((self.rule)()))))
     }
 }

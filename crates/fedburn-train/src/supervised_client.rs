@@ -1,15 +1,18 @@
 //! A client that trains a classifier on its own labelled examples.
 
 use std::borrow::BorrowMut;
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Client, ClientId, ClientInfo, ClientReport, LocalUpdate, Mean, Metrics, ModelFamily, ParamVector, SchemaError,
-    StateDict, StateError, TrainError, TrainTask, flatten,
+    Client, ClientId, ClientInfo, ClientReport, LocalUpdate, Mean, Metrics, ModelFamily, ParamVector, Resample,
+    ResamplingClient, SchemaError, Seed, StateDict, StateError, TrainError, TrainTask, flatten,
 };
-use fedburn_data::ClientData;
+use fedburn_data::{ClientData, DatasetError};
+use rand::RngExt;
+use rand::seq::SliceRandom;
 
 use crate::{Diverged, LocalRule, LocalRun, LocalTraining, ResidentModel, evaluate_classifier};
 
@@ -65,20 +68,10 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
     fn schema_error(&self, source: SchemaError) -> TrainError {
         TrainError::Schema { client: self.id, source }
     }
-}
 
-impl<B, F, R> Client<B> for SupervisedClient<B, F, R>
-where
-    B: Backend,
-    F: ModelFamily<B>,
-    R: BorrowMut<ResidentModel<B, F>> + Send,
-{
-    fn info(&self) -> ClientInfo {
-        ClientInfo { id: self.id, num_examples: self.data.train.len() as u64 }
-    }
-
-    fn train(&mut self, task: &TrainTask<B>) -> Result<LocalUpdate<B>, TrainError> {
-        let data = &self.data.train;
+    /// Trains on `part`, or on all training examples.
+    fn train_with(&mut self, task: &TrainTask<B>, part: Option<&ClientData>) -> Result<LocalUpdate<B>, TrainError> {
+        let data = part.unwrap_or(&self.data.train);
         if data.is_empty() {
             return Err(TrainError::NoData { client: self.id });
         }
@@ -110,6 +103,21 @@ where
             metrics: loss.into_iter().fold(Metrics::new(), |all, loss| all.with(Metrics::TRAIN_LOSS, loss)),
         })
     }
+}
+
+impl<B, F, R> Client<B> for SupervisedClient<B, F, R>
+where
+    B: Backend,
+    F: ModelFamily<B>,
+    R: BorrowMut<ResidentModel<B, F>> + Send,
+{
+    fn info(&self) -> ClientInfo {
+        ClientInfo { id: self.id, num_examples: self.data.train.len() as u64 }
+    }
+
+    fn train(&mut self, task: &TrainTask<B>) -> Result<LocalUpdate<B>, TrainError> {
+        self.train_with(task, None)
+    }
 
     fn evaluate(&mut self, global: &ParamVector<B>) -> Result<Metrics, TrainError> {
         let held_out = self.data.held_out.as_ref().filter(|data| !data.is_empty());
@@ -129,5 +137,98 @@ where
 
     fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
         self.rule.restore(state)
+    }
+}
+
+impl<B, F, R> ResamplingClient<B> for SupervisedClient<B, F, R>
+where
+    B: Backend,
+    F: ModelFamily<B>,
+    R: BorrowMut<ResidentModel<B, F>> + Send,
+{
+    fn train_on(&mut self, task: &TrainTask<B>, part: Resample) -> Result<LocalUpdate<B>, TrainError> {
+        let data = resample(&self.data.train, part, task.seed.index(RESAMPLING));
+        let data = data.map_err(|e| TrainError::Unusable { client: self.id, reason: e.to_string() })?;
+        let before = self.rule.state();
+        let update = self.train_with(task, Some(&data));
+        self.rule.restore(before).map_err(|source| TrainError::State { client: self.id, source })?;
+        update
+    }
+}
+
+/// The child of a task's seed that shards and bootstrap samples are drawn from; rules use small numbers.
+const RESAMPLING: u64 = u64::MAX;
+
+/// The named part of `data`, in the order of the whole. Shards are those of one permutation, so that they are disjoint.
+fn resample(data: &ClientData, part: Resample, seed: Seed) -> Result<ClientData, DatasetError> {
+    let len = data.len();
+    let shard = |position: usize, of: usize| {
+        let mut order: Vec<usize> = (0..len).collect();
+        order.shuffle(&mut seed.rng());
+        order.into_iter().skip(position % of.max(1)).step_by(of.max(1)).collect::<BTreeSet<usize>>()
+    };
+    let positions: Vec<usize> = match part {
+        Resample::Shard { part, of } => shard(part, of).into_iter().collect(),
+        Resample::AllBut { part, of } => {
+            let left_out = shard(part, of);
+            (0..len).filter(|position| !left_out.contains(position)).collect()
+        }
+        Resample::Bootstrap { index } => {
+            let mut rng = seed.index(index as u64).rng();
+            let mut drawn: Vec<usize> = (0..len).map(|_| rng.random_range(0..len)).collect();
+            drawn.sort_unstable();
+            drawn
+        }
+    };
+    let indices = positions.into_iter().map(|position| data.indices()[position]).collect();
+    let view = ClientData::new(data.examples().clone(), indices)?;
+    Ok(match data.transform() {
+        Some(transform) => view.with_transform(transform.clone()),
+        None => view,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fedburn_core::ClassId;
+    use fedburn_data::{Examples, Inputs, Transform};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn numbered(len: usize) -> ClientData {
+        let inputs = Inputs::F32((0..len).map(|i| i as f32).collect());
+        let examples = Examples::new(inputs, [1, 1, 1], vec![ClassId(0); len], 1).unwrap();
+        ClientData::all(Arc::new(examples))
+    }
+
+    proptest! {
+        #[test]
+        fn shards_are_disjoint_even_and_make_up_the_whole(len in 0usize..40, of in 2usize..7, seed: u64) {
+            let (data, seed) = (numbered(len), Seed::new(seed));
+            let indices = |part| resample(&data, part, seed).unwrap().indices().to_vec();
+            let mut all = Vec::new();
+            for part in 0..of {
+                let (shard, rest) = (indices(Resample::Shard { part, of }), indices(Resample::AllBut { part, of }));
+                prop_assert!(shard.len() == len / of || shard.len() == len.div_ceil(of));
+                let mut whole = [shard.clone(), rest].concat();
+                whole.sort_unstable();
+                prop_assert_eq!(&whole, data.indices());
+                all.extend(shard);
+            }
+            all.sort_unstable();
+            prop_assert_eq!(&all, data.indices());
+        }
+    }
+
+    #[test]
+    fn bootstrap_samples_are_as_large_as_the_data_and_differ() {
+        let data = numbered(30).with_transform(Transform::Noise { sigma: 1.0, seed: Seed::new(9) });
+        let draw = |index, seed| resample(&data, Resample::Bootstrap { index }, Seed::new(seed)).unwrap();
+        let (a, b) = (draw(0, 1), draw(1, 1));
+        assert_eq!((a.len(), b.len()), (30, 30));
+        assert!(a.indices() != b.indices() && a.indices() != draw(0, 2).indices());
+        assert_eq!(a.indices(), draw(0, 1).indices());
+        assert_eq!(a.transform(), data.transform(), "the client's instruments stay its own");
     }
 }
