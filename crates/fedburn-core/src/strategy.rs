@@ -271,9 +271,19 @@ impl<B: Backend> UpdateSet<B> {
     /// what `rule` made of each piece, in order along the flat axis. Empty for a model without values.
     pub fn map_chunks<T: Send>(&self, rule: impl Fn(Tensor<B, 2>, Range<usize>) -> T + Sync) -> Vec<T> {
         let ranges: Vec<_> = self.chunks((CHUNK_VALUES / self.len()).max(1)).collect();
-        let apply = |range: &Range<usize>| rule(self.chunk(range.clone()), range.clone());
-        let threads = self.threads.min(ranges.len()).max(1);
-        let (own, others) = ranges.split_at(ranges.len().div_ceil(threads));
+        self.spread(&ranges, |range| rule(self.chunk(range.clone()), range.clone()))
+    }
+
+    /// What `rule` makes of each update, in cohort order, on as many threads as [`UpdateSet::map_chunks`] uses: for
+    /// rules that keep something of each client and need no more than one client at a time.
+    pub fn map_updates<T: Send>(&self, rule: impl Fn(&ClientUpdate<B>) -> T + Sync) -> Vec<T> {
+        self.spread(&self.updates, rule)
+    }
+
+    /// Results in the items' order, whatever the number of threads.
+    fn spread<I: Sync, T: Send>(&self, items: &[I], apply: impl Fn(&I) -> T + Sync) -> Vec<T> {
+        let threads = self.threads.min(items.len()).max(1);
+        let (own, others) = items.split_at(items.len().div_ceil(threads));
         thread::scope(|scope| {
             let apply = &apply;
             let parts = others.chunks(own.len().max(1));

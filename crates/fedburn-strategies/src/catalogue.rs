@@ -5,7 +5,7 @@ use fedburn_core::Strategy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::FedAvgConfig;
+use crate::{EwwaConfig, FedAvgConfig};
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,8 @@ pub enum StrategyConfig {
     /// Federated averaging.
     #[serde(rename = "fedavg")]
     FedAvg(FedAvgConfig),
+    /// Element-wise weights aggregation.
+    Ewwa(EwwaConfig),
 }
 
 impl Default for StrategyConfig {
@@ -24,7 +26,7 @@ impl Default for StrategyConfig {
 
 impl StrategyConfig {
     /// Every `kind`, for lists and error messages.
-    pub const KINDS: &'static [&'static str] = &["fedavg"];
+    pub const KINDS: &'static [&'static str] = &["fedavg", "ewwa"];
 
     /// Checks the settings and makes the strategy.
     ///
@@ -33,6 +35,7 @@ impl StrategyConfig {
     pub fn build<B: Backend>(self) -> Result<Strategy<B>, StrategyConfigError> {
         Ok(match self {
             Self::FedAvg(config) => Strategy::Mean(Box::new(config.build()?)),
+            Self::Ewwa(config) => Strategy::PerClient(Box::new(config.build()?)),
         })
     }
 }

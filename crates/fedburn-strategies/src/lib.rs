@@ -15,9 +15,12 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod catalogue;
+mod ewwa;
 mod fedavg;
+mod host;
 
 pub use catalogue::{StrategyConfig, StrategyConfigError};
+pub use ewwa::{Ewwa, EwwaConfig, EwwaForm, EwwaOptimizer};
 pub use fedavg::{FedAvg, FedAvgConfig};
 
 #[cfg(doctest)]

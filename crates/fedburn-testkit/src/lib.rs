@@ -3,7 +3,7 @@
 //! The functions panic where a law is broken, with the law in words: call them from tests.
 
 mod fixtures;
-mod reference;
+pub mod reference;
 mod strategy_laws;
 mod transport_suite;
 

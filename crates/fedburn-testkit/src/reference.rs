@@ -1,5 +1,7 @@
 //! Independent references: plain loops in `f64`, written from the definitions.
 
+pub mod ewwa;
+
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     Aggregate, AggregateError, ClientUpdate, MemoryStore, ParamVector, Round, RoundIndex, RoundMean, Seed, SideInfo,
