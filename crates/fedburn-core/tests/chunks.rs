@@ -57,6 +57,14 @@ fn any_number_of_threads_gives_the_rule_of_the_whole() {
 }
 
 #[test]
+fn updates_are_mapped_in_cohort_order_on_any_number_of_threads() {
+    for threads in [1, 2, 3, 64] {
+        let clients = updates(5).with_threads(threads).map_updates(|update| update.client.0);
+        assert_eq!(clients, [0, 1, 2], "{threads} threads");
+    }
+}
+
+#[test]
 fn a_rule_that_loses_values_is_refused() {
     let shorter = updates(5).combine_chunks(|chunk, range| rule(chunk, range).narrow(0, 0, 4));
     assert!(matches!(shorter, Err(SchemaError::Length { expected: 5, found: 4 })));

@@ -31,6 +31,8 @@ fn strategies() -> Vec<(StrategyConfig, Convexity)> {
     vec![
         strategy("kind = 'fedavg'", Convexity::Convex),
         strategy("kind = 'fedavg'\nweighting = 'uniform'\nserver_lr = 0.5", Convexity::Free),
+        strategy("kind = 'ewwa'", Convexity::Convex),
+        strategy("kind = 'ewwa'\nform = 'log_share'\noptimizer = 'yogi'", Convexity::Convex),
     ]
 }
 

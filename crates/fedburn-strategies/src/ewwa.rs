@@ -156,14 +156,14 @@ impl<B: Backend> PerClientStrategy<B> for Ewwa {
         self.shared.clone().map(Moments::into_state).unwrap_or_default()
     }
 
-    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
-        self.shared = match self.config.form {
-            EwwaForm::LogShare if !state.is_empty() => Some(Moments::from_state(state)?),
-            _ => {
-                state.expect_empty()?;
-                None
-            }
-        };
+    fn restore(&mut self, state: StateDict, like: &ParamVector<B>) -> Result<(), StateError> {
+        if self.config.form == EwwaForm::Softmax || state.is_empty() {
+            self.shared = None;
+            return state.expect_empty();
+        }
+        let moments = Moments::from_state(state)?;
+        moments.expect_len(like.num_values())?;
+        self.shared = Some(moments);
         Ok(())
     }
 }
