@@ -266,7 +266,8 @@ impl Job<'_> {
             run.seeds(),
         )?;
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device);
-        let mut server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
+        let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
+        let mut server = server.with_threads(workers);
         if server.coordinator().strategy().remembers_clients() {
             server = server.with_memory(Arc::new(DiskStore::open(self.path("memory"), resumed)?));
         }

@@ -56,6 +56,7 @@ pub struct Coordinator<B: Backend> {
     /// What the strategy remembers of each client.
     memory: Arc<dyn StateStore>,
     min_updates: usize,
+    threads: usize,
     finished: RoundIndex,
     global: ParamVector<B>,
     deploy: Option<ParamVector<B>>,
@@ -91,6 +92,7 @@ impl<B: Backend> Coordinator<B> {
             seed,
             memory: Arc::new(MemoryStore::new()),
             min_updates: min_updates.max(1),
+            threads: 1,
             finished: RoundIndex(0),
             global,
             deploy: None,
@@ -103,6 +105,13 @@ impl<B: Backend> Coordinator<B> {
     #[must_use]
     pub fn with_memory(mut self, memory: Arc<dyn StateStore>) -> Self {
         self.memory = memory;
+        self
+    }
+
+    /// Lets long vectors be aggregated on up to so many threads, at least 1. Changes no bit of any result.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads.max(1);
         self
     }
 
@@ -185,7 +194,7 @@ impl<B: Backend> Coordinator<B> {
             population: clients.len() as u64,
             began: now,
             waiting: cohort.iter().copied().collect(),
-            gathered: Gathered::new(&self.strategy, self.global.num_values()),
+            gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads),
             metrics: BTreeMap::new(),
             failures: 0,
             bytes_down: 0,
@@ -310,6 +319,7 @@ impl<B: Backend> Coordinator<B> {
             }
             (Strategy::PerClient(strategy), Gathered::Updates(updates)) => {
                 let set = UpdateSet::new(updates).ok_or_else(|| unusable("no update".to_owned()))?;
+                let set = set.with_threads(self.threads);
                 strategy.aggregate(round, &set)?
             }
             _ => return Err(unusable("the strategy changed its kind within a round".to_owned())),

@@ -4,24 +4,28 @@ use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, ClientUpdate, ParamVector, RoundMean, SideInfo, SideName, Strategy, Weighting,
+    ClientFailure, ClientId, ClientUpdate, LocalUpdate, ParamSchema, ParamVector, RoundMean, SideInfo, SideName,
+    Strategy, Weighting,
 };
 
-use crate::ExactSum;
+use crate::ExactSumError;
+use crate::exact_sum::first_non_finite;
+use crate::running_mean::RunningMean;
 
 /// The accepted updates of a round, in the form that the strategy may see.
 pub(crate) enum Gathered<B: Backend> {
-    /// Folded on arrival: memory does not depend on the cohort.
+    /// Folded as they arrive: memory does not depend on the cohort.
     Mean(MeanSums),
     /// Staged whole for a per-client strategy.
     Updates(Vec<ClientUpdate<B>>),
 }
 
-/// Exact sums of parameters and side vectors. Scalars are kept per client and summed in client order at the end.
+/// Exact means of parameters and side vectors. Scalars are kept per client and summed in client order at the end.
 pub(crate) struct MeanSums {
     weighting: Weighting,
-    params: ExactSum,
-    side: BTreeMap<SideName, ExactSum>,
+    threads: usize,
+    params: RunningMean,
+    side: BTreeMap<SideName, RunningMean>,
     clients: BTreeMap<ClientId, ClientScalars>,
 }
 
@@ -31,12 +35,14 @@ struct ClientScalars {
 }
 
 impl<B: Backend> Gathered<B> {
-    pub(crate) fn new(strategy: &Strategy<B>, num_values: usize) -> Self {
+    /// Nothing yet; vectors of `num_values` values are folded on up to `threads` threads.
+    pub(crate) fn new(strategy: &Strategy<B>, num_values: usize, threads: usize) -> Self {
         match strategy {
             Strategy::PerClient(_) => Self::Updates(Vec::new()),
             Strategy::Mean(strategy) => Self::Mean(MeanSums {
                 weighting: strategy.weighting(),
-                params: ExactSum::new(num_values),
+                threads,
+                params: RunningMean::new(num_values, threads),
                 side: BTreeMap::new(),
                 clients: BTreeMap::new(),
             }),
@@ -45,40 +51,15 @@ impl<B: Backend> Gathered<B> {
 
     /// Takes an update in, all of it or, on error, nothing.
     pub(crate) fn add(&mut self, update: ClientUpdate<B>) -> Result<(), ClientFailure> {
-        let side = &update.local.side.vectors;
         match self {
             Self::Updates(updates) => {
-                for vector in std::iter::once(&update.local.params).chain(side.values()) {
+                for vector in std::iter::once(&update.local.params).chain(update.local.side.vectors.values()) {
                     finite(vector)?;
                 }
                 updates.push(update);
                 Ok(())
             }
-            Self::Mean(sums) => {
-                side.values().try_for_each(finite)?;
-                let weight = match sums.weighting {
-                    Weighting::Examples => update.local.num_examples,
-                    Weighting::Uniform => 1,
-                };
-                let malformed = |e: crate::ExactSumError| ClientFailure::Malformed { reason: e.to_string() };
-                let values = update.local.params.to_host();
-                if let Err(error) = sums.params.add(&values, weight) {
-                    finite(&update.local.params)?;
-                    return Err(malformed(error));
-                }
-                for (name, vector) in side {
-                    // Cannot fail where the parameters went in: same length, same weight, finite.
-                    sums.side
-                        .entry(name.clone())
-                        .or_insert_with(|| ExactSum::new(values.len()))
-                        .add(&vector.to_host(), weight)
-                        .map_err(malformed)?;
-                }
-                let scalars =
-                    ClientScalars { num_examples: update.local.num_examples, scalars: update.local.side.scalars };
-                sums.clients.insert(update.client, scalars);
-                Ok(())
-            }
+            Self::Mean(sums) => sums.add(update),
         }
     }
 
@@ -96,21 +77,45 @@ impl<B: Backend> Gathered<B> {
 }
 
 impl MeanSums {
+    fn add<B: Backend>(&mut self, update: ClientUpdate<B>) -> Result<(), ClientFailure> {
+        let LocalUpdate { params, num_examples, side, .. } = update.local;
+        let weight = match self.weighting {
+            Weighting::Examples => num_examples,
+            Weighting::Uniform => 1,
+        };
+        let (schema, len) = (params.schema().clone(), params.num_values());
+        let malformed = |error| malformed(&schema, error);
+        // All is checked before anything is taken in. What arrived is nobody else's, so that this copies nothing.
+        let vectors: Vec<_> = side.vectors.into_iter().map(|(name, vector)| (name, vector.into_host())).collect();
+        for (_, values) in &vectors {
+            first_non_finite(values).map_or(Ok(()), |index| Err(malformed(ExactSumError::NonFinite { index })))?;
+        }
+        self.params.add(params.into_host(), weight).map_err(malformed)?;
+        for (name, values) in vectors {
+            // Cannot fail where the parameters went in: same length, same weight, finite.
+            let mean = self.side.entry(name).or_insert_with(|| RunningMean::new(len, self.threads));
+            mean.add(values, weight).map_err(malformed)?;
+        }
+        self.clients.insert(update.client, ClientScalars { num_examples, scalars: side.scalars });
+        Ok(())
+    }
+
     /// The round's mean, each value rounded once.
     ///
     /// # Errors
     /// The reason, where clients sent different pieces of side information.
     pub(crate) fn mean<B: Backend>(self, like: &ParamVector<B>) -> Result<RoundMean<B>, String> {
-        let vector = |sum: &ExactSum| {
-            let values = sum.mean().map_err(|e| e.to_string())?;
+        let weight = self.params.weight();
+        let vector = |mean: RunningMean| {
+            let values = mean.mean().map_err(|e| e.to_string())?;
             ParamVector::from_host(values, like.schema().clone(), &like.device()).map_err(|e| e.to_string())
         };
         let mut side = SideInfo::default();
-        for (name, sum) in &self.side {
-            if sum.weight() != self.params.weight() {
+        for (name, mean) in self.side {
+            if mean.weight() != weight {
                 return Err(format!("some clients did not send the side vector `{name}`"));
             }
-            side.vectors.insert(name.clone(), vector(sum)?);
+            side.vectors.insert(name, vector(mean)?);
         }
         let mut scalars: BTreeMap<SideName, (f64, usize)> = BTreeMap::new();
         for client in self.clients.values() {
@@ -127,15 +132,25 @@ impl MeanSums {
             if count != self.clients.len() {
                 return Err(format!("some clients did not send the side scalar `{name}`"));
             }
-            side.scalars.insert(name, sum / self.params.weight() as f64);
+            side.scalars.insert(name, sum / weight as f64);
         }
         Ok(RoundMean {
-            params: vector(&self.params)?,
+            params: vector(self.params)?,
             side,
             num_examples: self.clients.values().map(|c| c.num_examples).sum(),
             num_updates: self.clients.len(),
         })
     }
+}
+
+/// A refusal that names the tensor.
+fn malformed(schema: &ParamSchema, error: ExactSumError) -> ClientFailure {
+    let entry = match error {
+        ExactSumError::NonFinite { index } => schema.entry_at(index),
+        _ => None,
+    };
+    let reason = entry.map_or_else(|| error.to_string(), |e| format!("tensor `{}` holds a NaN or an infinity", e.path));
+    ClientFailure::Malformed { reason }
 }
 
 fn finite<B: Backend>(vector: &ParamVector<B>) -> Result<(), ClientFailure> {

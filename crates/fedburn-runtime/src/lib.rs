@@ -1,5 +1,7 @@
 //! The server loop, samplers, populations, stores, checkpoints and observers.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod checkpoint;
 mod config;
 mod coordinator;
@@ -8,6 +10,7 @@ mod error;
 mod exact_sum;
 mod gather;
 mod observers;
+mod running_mean;
 mod samplers;
 mod server;
 mod store;
@@ -17,7 +20,7 @@ pub use checkpoint::{Checkpoint, CheckpointDir, CheckpointError, RunTotals};
 pub use config::ServerConfig;
 pub use coordinator::{Coordinator, Effect, Input, RestoreError};
 pub use error::ServerError;
-pub use exact_sum::{ExactSum, ExactSumError};
+pub use exact_sum::{ExactSum, ExactSumError, exact_mean, exact_mean_into};
 pub use observers::{
     Console, ConsoleMode, EarlyStop, EarlyStopConfig, EventLog, JsonLines, ObserverError, RoundRow, RoundsCsv,
     StopMetric,

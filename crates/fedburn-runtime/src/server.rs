@@ -1,5 +1,6 @@
 //! The server: drives the coordinator over a transport, measures, tells observers, writes checkpoints.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -97,6 +98,18 @@ impl<B: Backend> Server<B> {
     pub fn with_memory(mut self, memory: Arc<dyn StateStore>) -> Self {
         self.coordinator = self.coordinator.with_memory(memory);
         self.durable_memory = true;
+        self
+    }
+
+    /// Aggregates long vectors on up to so many threads (0 for one a core); one by default. The workers of the run are
+    /// idle by then. Changes no bit of any result.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        let threads = match threads {
+            0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            n => n,
+        };
+        self.coordinator = self.coordinator.with_threads(threads);
         self
     }
 

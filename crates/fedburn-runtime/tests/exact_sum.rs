@@ -1,7 +1,7 @@
 //! Laws of the exact sum, and its means against big-integer arithmetic.
 #![allow(clippy::unwrap_used)]
 
-use fedburn_runtime::{ExactSum, ExactSumError};
+use fedburn_runtime::{ExactSum, ExactSumError, exact_mean, exact_mean_into};
 use num_bigint::BigInt;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -44,6 +44,20 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 fn mean_bits(sum: &ExactSum) -> Vec<u32> {
     bits(&sum.mean().unwrap())
+}
+
+fn slices(updates: &[(Vec<f32>, u64)]) -> Vec<(&[f32], u64)> {
+    updates.iter().map(|(values, weight)| (&values[..], *weight)).collect()
+}
+
+/// Every way to the mean of these updates, on so many threads, as bits.
+fn all_means(updates: &[(Vec<f32>, u64)], threads: usize) -> Vec<Vec<u32>> {
+    let mut into = vec![f32::NAN; updates[0].0.len()];
+    exact_mean_into(&mut into, &slices(updates), threads).unwrap();
+    let in_place = exact_mean(updates[0].clone(), &slices(&updates[1..]), threads).unwrap();
+    let mut sum = ExactSum::new(into.len()).with_threads(threads);
+    sum.add_all(&slices(updates)).unwrap();
+    vec![bits(&into), bits(&in_place), mean_bits(&sum)]
 }
 
 /// `value x 2^149`, an integer for every finite `f32`.
@@ -115,6 +129,49 @@ proptest! {
     }
 
     #[test]
+    fn all_at_once_is_one_by_one(
+        len in 1usize..300,
+        updates in vec((vec(prop_oneof![any_finite(), -1f32..1.0], 300), weight()), 1..12),
+        equal in any::<bool>(),
+    ) {
+        let updates: Vec<_> = updates.into_iter().map(|(v, w)| (v[..len].to_vec(), if equal { 600 } else { w })).collect();
+        for found in all_means(&updates, 1) {
+            prop_assert_eq!(found, mean_bits(&sum_of(&updates)));
+        }
+    }
+
+    #[test]
+    fn values_beside_a_rounding_boundary_are_rounded_right(
+        // Pairs of neighbouring floats, whose mean is a tie, and something that breaks the tie, or nearly does.
+        pairs in vec((-2f32..2.0, -149i32..-20, any::<bool>(), 0u32..3), 130),
+        weights in prop_oneof![Just([1, 1]), Just([600, 600]), Just([1 << 30, 1 << 30]), Just([3, 4])],
+        last in 1u64..5,
+    ) {
+        let tiny = |exponent: i32, negative: bool, kind: u32| match kind {
+            0 => 0.0,
+            _ => f32::powi(2.0, exponent) * if negative { -1.0 } else { 1.0 },
+        };
+        let updates = [
+            (pairs.iter().map(|p| p.0).collect::<Vec<_>>(), weights[0]),
+            (pairs.iter().map(|p| p.0.next_up()).collect(), weights[1]),
+            (pairs.iter().map(|p| tiny(p.1, p.2, p.3)).collect(), last),
+            // Cancels, so that what is left lies at the boundary.
+            (pairs.iter().map(|p| p.0 * 0.5).collect(), last),
+            (pairs.iter().map(|p| p.0 * -0.5).collect(), last),
+        ];
+        let total = updates.iter().map(|(_, weight)| weight).sum();
+        let mut expected = Vec::new();
+        for found in all_means(&updates, 1) {
+            for (index, &mean) in found.iter().enumerate() {
+                let sum = updates.iter().map(|(values, weight)| scaled(values[index]) * *weight).sum();
+                prop_assert!(is_nearest(f32::from_bits(mean), &sum, total), "value {index} of {updates:?}");
+            }
+            expected.push(found);
+        }
+        prop_assert!(expected.windows(2).all(|ways| ways[0] == ways[1]));
+    }
+
+    #[test]
     fn one_client_and_equal_clients_come_back_bit_for_bit(
         values in vec(any_finite(), 1..20),
         weights in vec(weight(), 1..8),
@@ -138,7 +195,11 @@ proptest! {
         let mut sum = sum_of(&[(values.clone(), 3)]);
         let mut refused = values.clone();
         refused[at] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][bad];
-        prop_assert_eq!(sum.add(&refused, 1), Err(ExactSumError::NonFinite { index: at }));
+        let non_finite = Err(ExactSumError::NonFinite { index: at });
+        prop_assert_eq!(sum.add(&refused, 1), non_finite.clone());
+        prop_assert_eq!(sum.add_all(&[(&values, 1), (&refused, 1)]), non_finite.clone());
+        prop_assert_eq!(exact_mean((values.clone(), 1), &[(&refused, 1)], 1).map(drop), non_finite.clone());
+        prop_assert_eq!(exact_mean((refused, 1), &[(&values, 1)], 1).map(drop), non_finite);
         prop_assert_eq!(mean_bits(&sum), bits(&values));
         prop_assert_eq!(sum.weight(), 3);
     }
@@ -176,6 +237,32 @@ fn zeros_keep_their_sign_only_where_all_agree() {
 }
 
 #[test]
+fn threads_change_no_bit() {
+    // Long enough to be shared by three threads, with values that need the widest sums at the seams.
+    let len = 700_003;
+    let updates: Vec<(Vec<f32>, u64)> = (0..5u64)
+        .map(|k| {
+            let value = |i: u64| match (i + k) % 99_991 {
+                0 => 1e30,
+                1 => -1e-30,
+                n => (n as f32 - 5e4) * 1e-5,
+            };
+            ((0..len).map(value).collect(), 600 + 100 * (k % 2))
+        })
+        .collect();
+    let expected = mean_bits(&sum_of(&updates));
+    for threads in [1, 2, 3, 16] {
+        for found in all_means(&updates, threads) {
+            assert!(found == expected, "{threads} threads");
+        }
+    }
+    let mut broken = updates;
+    (broken[3].0[650_000], broken[1].0[20], broken[4].0[19]) = (f32::NAN, f32::INFINITY, f32::NAN);
+    let found = exact_mean_into(&mut vec![0.0; len as usize], &slices(&broken), 3);
+    assert_eq!(found, Err(ExactSumError::NonFinite { index: 19 }), "the first of all");
+}
+
+#[test]
 fn blocks_do_not_disturb_each_other() {
     // Rare values in the first, a middle and the last, shorter block.
     let mut values: Vec<f32> = (0..3 * 4096 + 7).map(|i| (i as f32 - 6000.0) / 4096.0).collect();
@@ -192,6 +279,12 @@ fn what_cannot_be_counted_is_refused() {
     assert_eq!(sum.mean(), Err(ExactSumError::Empty));
     assert_eq!(sum.add(&[1.0], 1), Err(ExactSumError::Length { expected: 2, found: 1 }));
     assert_eq!(sum.add(&[1.0, 1.0], 0), Err(ExactSumError::ZeroWeight));
+    assert_eq!(exact_mean_into(&mut [0.0], &[], 1), Err(ExactSumError::Empty));
+    assert_eq!(
+        exact_mean_into(&mut [0.0], &[(&[1.0], 1), (&[1.0, 2.0], 1)], 1).map_err(|e| e.to_string()),
+        Err("expected 1 values, found 2".to_owned())
+    );
+    assert_eq!(exact_mean((vec![1.0], 1), &[(&[1.0], 0)], 1), Err(ExactSumError::ZeroWeight));
     sum.add(&[1.0, 2.0], ExactSum::WEIGHT_LIMIT - 2).unwrap();
     let heavy = Err(ExactSumError::WeightLimit { total: ExactSum::WEIGHT_LIMIT });
     assert_eq!(sum.add(&[5.0, 5.0], 2), heavy);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{ElementConversion, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, ElementConversion, Tensor, TensorData, backend::Backend};
 
 use super::schema::{ParamEntry, ParamKind, ParamSchema};
 use crate::SchemaError;
@@ -81,10 +81,17 @@ impl<B: Backend> ParamVector<B> {
 
     /// The values on the host as `f32`, in schema order.
     pub fn to_host(&self) -> Vec<f32> {
-        let data = self.values.to_data();
-        match data.as_slice::<f32>() {
-            Ok(values) => values.to_vec(),
-            Err(_) => data.iter::<f32>().collect(),
+        self.clone().into_host()
+    }
+
+    /// As [`ParamVector::to_host`], without a copy where the values are on the host and belong to nobody else.
+    pub fn into_host(self) -> Vec<f32> {
+        let data = self.values.into_data();
+        if data.dtype == DType::F32 {
+            // Cannot fail for data of this type; an empty vector would be refused by its length.
+            data.into_vec().unwrap_or_default()
+        } else {
+            data.iter().collect()
         }
     }
 
