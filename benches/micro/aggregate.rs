@@ -12,7 +12,7 @@ use fedburn::core::ClassId;
 use fedburn::data::partition::PartitionConfig;
 use fedburn::models::{Zoo, ZooConfig};
 use fedburn::prelude::*;
-use fedburn::runtime::ExactSum;
+use fedburn::runtime::{ExactSum, exact_mean_into};
 
 const VALUES: usize = 1_000_000;
 
@@ -30,7 +30,17 @@ fn exact_sum(criterion: &mut Criterion) {
     sum.add(&a, 60).expect("finite");
     // The weight is one, so that no number of iterations reaches the limit.
     group.bench_function("add", |bencher| bencher.iter(|| sum.add(black_box(&b), 1)));
+    let four = [(&a[..], 1), (&b[..], 1), (&a[..], 1), (&b[..], 1)];
+    group.bench_function("add_all/4", |bencher| bencher.iter(|| sum.add_all(black_box(&four))));
     group.bench_function("mean", |bencher| bencher.iter(|| black_box(sum.mean())));
+    let vectors: Vec<_> = (0..10).map(numbers).collect();
+    let updates: Vec<_> = vectors.iter().zip(600..).map(|(values, weight)| (&values[..], weight)).collect();
+    let mut mean = vec![0.0; VALUES];
+    for threads in [1, 2] {
+        group.bench_function(BenchmarkId::new("mean_of_10", threads), |bencher| {
+            bencher.iter(|| exact_mean_into(black_box(&mut mean), &updates, threads));
+        });
+    }
     group.finish();
 }
 
