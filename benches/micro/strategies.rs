@@ -25,14 +25,12 @@ use fedburn::strategies::StrategyConfig;
 use rand::RngExt;
 
 /// The `[strategy]` table of each entry, and the vectors of the model's length that its rule reads or writes: every
-/// answer, the next global vector, state.
+/// answer, the global vector where it is read, the next one, state in and out.
 const ENTRIES: &[(&str, u64)] = &[
-    (r#"kind = "fedavg""#, CLIENTS + 1),
-    (
-        r#"kind = "fedavg"
-        weighting = "uniform""#,
-        CLIENTS + 1,
-    ),
+    ("kind = 'fedavg'", CLIENTS + 1),
+    // Two moments of every client.
+    ("kind = 'ewwa'\nform = 'softmax'", CLIENTS + 2 + 4 * CLIENTS),
+    ("kind = 'ewwa'\nform = 'log_share'", CLIENTS + 2 + 4),
 ];
 
 const CLIENTS: u64 = 10;
@@ -48,7 +46,7 @@ fn rounds(criterion: &mut Criterion) {
     for threads in [1, 2] {
         let bandwidth = bandwidth(&answers, threads);
         for (table, vectors) in ENTRIES {
-            let name = table.split_whitespace().collect::<Vec<_>>().join(" ").replace("kind = ", "").replace('"', "");
+            let name = table.split_whitespace().collect::<Vec<_>>().join(" ").replace("kind = ", "").replace('\'', "");
             let config: StrategyConfig = toml::from_str(table).expect("a table of the catalogue");
             let floor = (vectors * 4 * VALUES as u64) as f64 / bandwidth;
             println!("{name}, {threads} threads: floor {:.1} ms at {:.1} GB/s", floor * 1e3, bandwidth / 1e9);
@@ -82,11 +80,12 @@ fn round(coordinator: &mut Coordinator<Flex>, clients: &[ClientInfo], answers: V
         };
         let outcome = Outcome { client: client.id, reply: Ok(Reply::Trained(update)) };
         let effects = coordinator.step(Input::Outcome(outcome), Duration::ZERO).expect("a finite mean");
-        let close = effects.iter().find_map(|effect| match effect {
-            Effect::Close { included, .. } => Some(included.len()),
-            _ => None,
-        });
-        assert!(close.is_none_or(|included| included == clients.len()), "every answer counts");
+        for effect in effects {
+            if let Effect::Close { round, included } = effect {
+                assert_eq!(included.len(), clients.len(), "every answer counts");
+                coordinator.memory().commit(round, &included).expect("memory of this process");
+            }
+        }
     }
 }
 
