@@ -45,6 +45,8 @@ const EXAMPLES: f64 = 6000.0;
 const COHORTS: [usize; 6] = [1, 5, 10, 20, 50, 100];
 const HIDDEN: [usize; 5] = [25, 100, 200, 400, 1600];
 
+const PARAMETERS_OF_CNN: f64 = 1_663_370.0;
+
 /// A point of a picture: who plays, and where it lies.
 struct Point {
     picture: &'static str,
@@ -112,7 +114,7 @@ fn points(fedburn: &std::path::Path, python: Option<&Python>, cores: usize, roun
         Participant::experiment(fedburn, file, &sets, workers, rounds)
     };
     let torch = |python: &Python, words: &[&str]| {
-        Participant::script("PyTorch loop", python, "torch_loop.py", &[&["--job", "2nn"], words].concat(), 1, rounds)
+        Participant::script("PyTorch loop", python, "torch_loop.py", words, 1, rounds)
     };
     let mut ways = vec![1, cores];
     ways.dedup();
@@ -125,7 +127,7 @@ fn points(fedburn: &std::path::Path, python: Option<&Python>, cores: usize, roun
             (cohort as f64, format!("sampler.per_round={cohort}"), EXAMPLES / 10.0 * cohort as f64);
         ways.iter().for_each(|&workers| add("clients", None, x, examples, ours(TWO_NN, &set, workers)));
         if let Some(python) = python {
-            add("clients", None, x, examples, torch(python, &["--per-round", &cohort.to_string()]));
+            add("clients", None, x, examples, torch(python, &["--job", "2nn", "--per-round", &cohort.to_string()]));
         }
     }
     for (name, file) in [("2NN", TWO_NN), ("FedAvg CNN", CNN)] {
@@ -137,8 +139,14 @@ fn points(fedburn: &std::path::Path, python: Option<&Python>, cores: usize, roun
         let (x, set) = (parameters(hidden), format!("model.hidden={hidden}"));
         ways.iter().for_each(|&workers| add("parameters", None, x, EXAMPLES, ours(TWO_NN, &set, workers)));
         if let Some(python) = python {
-            add("parameters", None, x, EXAMPLES, torch(python, &["--hidden", &hidden.to_string()]));
+            add("parameters", None, x, EXAMPLES, torch(python, &["--job", "2nn", "--hidden", &hidden.to_string()]));
         }
+    }
+    let cnn = ours(CNN, "sampler.per_round=10", cores);
+    add("parameters", Some(&format!("FedAvg CNN, {}", cnn.label())), PARAMETERS_OF_CNN, EXAMPLES, cnn);
+    if let Some(python) = python {
+        let cnn = torch(python, &["--job", "cnn"]);
+        add("parameters", Some(&format!("FedAvg CNN, {}", cnn.label())), PARAMETERS_OF_CNN, EXAMPLES, cnn);
     }
     points
 }
@@ -175,7 +183,7 @@ fn pictures(record: &Value) -> Vec<(&'static str, Plot)> {
             "cores",
             Plot {
                 title: "A round of ten clients on more than one core".to_owned(),
-                x: axis("worker threads", Scale::Linear),
+                x: axis("worker threads", Scale::Count),
                 y: axis("times as fast as one", Scale::Linear),
                 lines: speedup,
             },
@@ -183,7 +191,7 @@ fn pictures(record: &Value) -> Vec<(&'static str, Plot)> {
         (
             "parameters",
             Plot {
-                title: "A round of ten clients, perceptrons of growing width".to_owned(),
+                title: "A round of ten clients: the 2NN with more and more units, and the CNN".to_owned(),
                 x: axis("parameters", log),
                 y: time(),
                 lines: lines(record, "parameters"),

@@ -107,8 +107,7 @@ impl Played {
 
     /// Everybody's figure of each turn over the reference's of the same turn.
     fn ratios(&self, figures: &[f64]) -> Option<Spread> {
-        let reference = self.figures(self.job.reference(&self.participants));
-        Spread::of(figures.iter().zip(reference).map(|(figure, reference)| figure / reference))
+        over(figures, &self.figures(self.job.reference(&self.participants)))
     }
 
     /// Seconds of a unit, for each turn.
@@ -116,11 +115,26 @@ impl Played {
         self.measurements[participant].iter().map(|measured| measured.per(self.job.examples)).collect()
     }
 
+    /// Processor seconds of a unit, for each turn.
+    fn processor(&self, participant: usize) -> Vec<f64> {
+        self.measurements[participant].iter().map(|measured| measured.processor_per(self.job.examples)).collect()
+    }
+
     fn table(&self) -> Table {
         let Job { unit, .. } = self.job;
         let head = [format!("ms a {unit}"), format!("processor ms a {unit}"), format!("examples a {unit}")];
         let [time, processor, examples] = head.each_ref().map(String::as_str);
-        let mut table = Table::new(["", time, processor, "peak MiB", "whole run, s", examples, "times fedburn"]);
+        let mut table = Table::new([
+            "",
+            time,
+            processor,
+            "peak MiB",
+            "whole run, s",
+            examples,
+            "times fedburn",
+            "in processor time",
+        ]);
+        let reference = self.processor(self.job.reference(&self.participants));
         for (k, participant) in self.participants.iter().enumerate() {
             let of = |figure: &dyn Fn(&Measurement) -> f64| Spread::of(self.measurements[k].iter().map(figure));
             let median = |spread: Option<Spread>| spread.map_or("-".to_owned(), |spread| digits(spread.median));
@@ -128,11 +142,12 @@ impl Played {
             table.row([
                 participant.label(),
                 shown(Spread::of(self.figures(k).into_iter().map(|seconds| 1e3 * seconds))),
-                median(of(&|m| 1e3 * m.processor_per(self.job.examples))),
+                median(Spread::of(self.processor(k).into_iter().map(|seconds| 1e3 * seconds))),
                 median(of(&|m| m.peak_memory_mib.unwrap_or(f64::NAN))),
                 median(of(&|m| m.whole_seconds)),
                 median(of(&|m| if *unit == "round" { m.examples() } else { self.job.examples })),
                 shown(self.ratios(&self.figures(k))),
+                median(over(&self.processor(k), &reference)),
             ]);
         }
         table
@@ -168,6 +183,11 @@ impl Played {
         let participants: Vec<Value> = participants.collect();
         json!({ "job": name, "title": title, "unit": unit, "examples": examples, "participants": participants })
     }
+}
+
+/// The ratio of each turn.
+fn over(figures: &[f64], reference: &[f64]) -> Option<Spread> {
+    Spread::of(figures.iter().zip(reference).map(|(figure, reference)| figure / reference))
 }
 
 #[cfg(test)]
@@ -219,11 +239,11 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_turn_by_turn() {
-        let text = played().table().text();
-        let line = text.lines().find(|line| line.starts_with("PyTorch loop, 1 thread")).unwrap();
-        assert!(line.contains("110 (100 to 120)") && line.ends_with("3.25 (2.50 to 4.00)"), "{line}");
-        let line = text.lines().find(|line| line.starts_with("fedburn, 2 threads")).unwrap();
-        assert!(line.ends_with(" 1.00") && line.contains(" 70.0 "), "{line}");
+        let text = played().table().markdown();
+        let line = text.lines().find(|line| line.starts_with("| PyTorch loop, 1 thread")).unwrap();
+        assert!(line.contains("| 110 (100 to 120) |") && line.ends_with("| 3.25 (2.50 to 4.00) | 3.25 |"), "{line}");
+        let line = text.lines().find(|line| line.starts_with("| fedburn, 2 threads")).unwrap();
+        assert!(line.ends_with("| 1.00 | 1.00 |") && line.contains("| 70.0 |"), "{line}");
     }
 
     #[test]

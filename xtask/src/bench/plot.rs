@@ -22,6 +22,8 @@ pub struct Axis {
 pub enum Scale {
     /// From zero, in equal steps.
     Linear,
+    /// Whole numbers from zero.
+    Count,
     /// In equal factors.
     Logarithmic,
 }
@@ -115,10 +117,10 @@ struct Range {
 
 impl Range {
     fn of(scale: Scale, values: impl Iterator<Item = f64>) -> Option<Self> {
-        let usable = values.filter(|v| v.is_finite() && (scale == Scale::Linear || *v > 0.0));
+        let usable = values.filter(|v| v.is_finite() && (scale != Scale::Logarithmic || *v > 0.0));
         let (low, high) = usable.map(|v| (v, v)).reduce(|(low, high), (v, _)| (low.min(v), high.max(v)))?;
         Some(match scale {
-            Scale::Linear => Self { scale, low: 0.0, high: if high > 0.0 { 1.05 * high } else { 1.0 } },
+            Scale::Linear | Scale::Count => Self { scale, low: 0.0, high: if high > 0.0 { 1.05 * high } else { 1.0 } },
             Scale::Logarithmic => Self { scale, low: low / 1.25, high: high * 1.25 },
         })
     }
@@ -126,7 +128,7 @@ impl Range {
     /// Where a value lies, from 0 to 1.
     fn place(&self, value: f64) -> f64 {
         match self.scale {
-            Scale::Linear => (value - self.low) / (self.high - self.low),
+            Scale::Linear | Scale::Count => (value - self.low) / (self.high - self.low),
             Scale::Logarithmic => (value / self.low).ln() / (self.high / self.low).ln(),
         }
     }
@@ -135,10 +137,10 @@ impl Range {
     fn ticks(&self) -> Vec<f64> {
         let within = |value: &f64| (self.low..=self.high).contains(value);
         match self.scale {
-            Scale::Linear => {
+            Scale::Linear | Scale::Count => {
                 let power = 10f64.powf((self.high / 5.0).log10().floor());
                 let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| self.high / step <= 6.0);
-                let step = step.unwrap_or(self.high);
+                let step = step.unwrap_or(self.high).max(if self.scale == Scale::Count { 1.0 } else { 0.0 });
                 (0..=6).map(|k| f64::from(k) * step).filter(within).collect()
             }
             Scale::Logarithmic => {
@@ -213,6 +215,7 @@ mod tests {
             range.ticks().into_iter().map(number).collect::<Vec<_>>()
         };
         assert_eq!(ticks(Scale::Linear, &[1.0, 2.0]), ["0", "0.5", "1", "1.5", "2"]);
+        assert_eq!(ticks(Scale::Count, &[1.0, 2.0]), ["0", "1", "2"]);
         assert_eq!(ticks(Scale::Logarithmic, &[5.0, 100.0]), ["5", "10", "20", "50", "100"]);
         assert_eq!(ticks(Scale::Logarithmic, &[0.01, 3e6]).len(), 9);
         assert_eq!([0.05, 200.0, 20_000.0, 2e6].map(number), ["0.05", "200", "20k", "2M"]);
