@@ -24,6 +24,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod averaging;
 mod client;
 mod error;
 mod evaluator;
@@ -42,6 +43,7 @@ mod strategy;
 mod transport;
 mod update;
 
+pub use averaging::{MixingBlocks, MixingConfig, MixingEstimator, VarianceConfig};
 pub use client::{Client, ClientId, ClientInfo, Resample, ResamplingClient, TrainTask};
 pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
 pub use evaluator::Evaluator;

@@ -5,7 +5,7 @@ use fedburn_core::Strategy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{EwwaConfig, FedAvgConfig};
+use crate::{EwwaConfig, FedAvgConfig, OptimalAveragingConfig};
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,6 +16,8 @@ pub enum StrategyConfig {
     FedAvg(FedAvgConfig),
     /// Element-wise weights aggregation.
     Ewwa(EwwaConfig),
+    /// Weights of least risk for several sources.
+    OptimalAveraging(OptimalAveragingConfig),
 }
 
 impl Default for StrategyConfig {
@@ -26,7 +28,7 @@ impl Default for StrategyConfig {
 
 impl StrategyConfig {
     /// Every `kind`, for lists and error messages.
-    pub const KINDS: &'static [&'static str] = &["fedavg", "ewwa"];
+    pub const KINDS: &'static [&'static str] = &["fedavg", "ewwa", "optimal_averaging"];
 
     /// Checks the settings and makes the strategy.
     ///
@@ -36,6 +38,7 @@ impl StrategyConfig {
         Ok(match self {
             Self::FedAvg(config) => Strategy::Mean(Box::new(config.build()?)),
             Self::Ewwa(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::OptimalAveraging(config) => Strategy::PerClient(Box::new(config.build()?)),
         })
     }
 }

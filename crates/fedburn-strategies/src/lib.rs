@@ -18,10 +18,15 @@ mod catalogue;
 mod ewwa;
 mod fedavg;
 mod host;
+mod optimal_averaging;
 
 pub use catalogue::{StrategyConfig, StrategyConfigError};
 pub use ewwa::{Ewwa, EwwaConfig, EwwaForm, EwwaOptimizer};
 pub use fedavg::{FedAvg, FedAvgConfig};
+pub use optimal_averaging::{
+    Averaging, BiasEstimate, Mixed, Mixing, MixingClient, OptimalAveraging, OptimalAveragingConfig, SourceWeights,
+    source_weights,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,5 +1,6 @@
 //! Independent references: plain loops in `f64`, written from the definitions.
 
+pub mod averaging;
 pub mod ewwa;
 
 use burn::tensor::backend::Backend;

@@ -89,7 +89,13 @@ pub fn adagrad(v: f64, square: f64, _beta2: f64) -> f64 {
 
 /// A step towards the square.
 pub fn yogi(v: f64, square: f64, beta2: f64) -> f64 {
-    let sign = if v > square { 1.0 } else if v < square { -1.0 } else { 0.0 };
+    let sign = if v > square {
+        1.0
+    } else if v < square {
+        -1.0
+    } else {
+        0.0
+    };
     v - (1.0 - beta2) * square * sign
 }
 
