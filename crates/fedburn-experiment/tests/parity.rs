@@ -31,6 +31,7 @@ fn strategies() -> Vec<(StrategyConfig, Convexity)> {
     vec![
         strategy("kind = 'fedavg'", Convexity::Convex),
         strategy("kind = 'fedavg'\nweighting = 'uniform'\nserver_lr = 0.5", Convexity::Free),
+        strategy("kind = 'optimal_averaging'\ntarget = 0\nvariance = 1.0", Convexity::Convex),
         strategy("kind = 'ewwa'", Convexity::Convex),
         strategy("kind = 'ewwa'\nform = 'log_share'\noptimizer = 'yogi'", Convexity::Convex),
     ]

@@ -109,8 +109,9 @@ impl Mixing {
                 }
                 total += alpha;
             }
-            weights.push((block.name, total / elements as f64));
-            (share, count) = (share + total, count + elements);
+            let weight = if elementwise { total / elements as f64 } else { whole };
+            weights.push((block.name, weight));
+            (share, count) = (share + weight * elements as f64, count + elements);
         }
         Mixed { values, weights, global_share: share / (count.max(1) as f64) }
     }
