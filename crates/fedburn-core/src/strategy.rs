@@ -228,6 +228,11 @@ impl<B: Backend> UpdateSet<B> {
         self
     }
 
+    /// How many threads [`UpdateSet::map_chunks`] may use; a wrapper hands it on to the set that it makes.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
     /// Number of updates, at least one.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {

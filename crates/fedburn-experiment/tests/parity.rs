@@ -34,6 +34,14 @@ fn strategies() -> Vec<(StrategyConfig, Convexity)> {
         strategy("kind = 'optimal_averaging'\ntarget = 0\nvariance = 1.0", Convexity::Convex),
         strategy("kind = 'ewwa'", Convexity::Convex),
         strategy("kind = 'ewwa'\nform = 'log_share'\noptimizer = 'yogi'", Convexity::Convex),
+        strategy("kind = 'median'", Convexity::Convex),
+        strategy("kind = 'trimmed_mean'\nif_too_few = 'median'", Convexity::Convex),
+        strategy("kind = 'krum'\nattackers = 0\nif_too_few = 'median'", Convexity::Convex),
+        strategy("kind = 'multi_krum'\nattackers = 0\nif_too_few = 'median'", Convexity::Convex),
+        strategy("kind = 'bulyan'\nattackers = 0\nif_too_few = 'median'", Convexity::Convex),
+        strategy("kind = 'geometric_median'", Convexity::Convex),
+        strategy("kind = 'norm_clipping'\nthreshold = 0.5", Convexity::Free),
+        strategy("kind = 'weight_erosion'", Convexity::Convex),
     ]
 }
 

@@ -5,7 +5,10 @@ use fedburn_core::Strategy;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{EwwaConfig, FedAvgConfig, OptimalAveragingConfig};
+use crate::{
+    BulyanConfig, EwwaConfig, FedAvgConfig, GeometricMedianConfig, KrumConfig, MedianConfig, MultiKrumConfig,
+    NormClippingConfig, OptimalAveragingConfig, TrimmedMeanConfig, WeightErosionConfig,
+};
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +21,22 @@ pub enum StrategyConfig {
     Ewwa(EwwaConfig),
     /// Weights of least risk for several sources.
     OptimalAveraging(OptimalAveragingConfig),
+    /// Coordinate-wise median.
+    Median(MedianConfig),
+    /// Coordinate-wise trimmed mean.
+    TrimmedMean(TrimmedMeanConfig),
+    /// The vector with the closest neighbours.
+    Krum(KrumConfig),
+    /// The mean of the vectors with the closest neighbours.
+    MultiKrum(MultiKrumConfig),
+    /// Selection by Krum, then a mean around the median.
+    Bulyan(BulyanConfig),
+    /// Geometric median.
+    GeometricMedian(GeometricMedianConfig),
+    /// Bounded steps in front of another strategy.
+    NormClipping(NormClippingConfig),
+    /// One client's model, from which differing peers fade out.
+    WeightErosion(WeightErosionConfig),
 }
 
 impl Default for StrategyConfig {
@@ -28,7 +47,19 @@ impl Default for StrategyConfig {
 
 impl StrategyConfig {
     /// Every `kind`, for lists and error messages.
-    pub const KINDS: &'static [&'static str] = &["fedavg", "ewwa", "optimal_averaging"];
+    pub const KINDS: &'static [&'static str] = &[
+        "fedavg",
+        "ewwa",
+        "optimal_averaging",
+        "median",
+        "trimmed_mean",
+        "krum",
+        "multi_krum",
+        "bulyan",
+        "geometric_median",
+        "norm_clipping",
+        "weight_erosion",
+    ];
 
     /// Checks the settings and makes the strategy.
     ///
@@ -39,6 +70,14 @@ impl StrategyConfig {
             Self::FedAvg(config) => Strategy::Mean(Box::new(config.build()?)),
             Self::Ewwa(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::OptimalAveraging(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::Median(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::TrimmedMean(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::Krum(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::MultiKrum(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::Bulyan(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::GeometricMedian(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::NormClipping(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::WeightErosion(config) => Strategy::PerClient(Box::new(config.build()?)),
         })
     }
 }

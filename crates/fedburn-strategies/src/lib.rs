@@ -14,19 +14,35 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bulyan;
 mod catalogue;
 mod ewwa;
 mod fedavg;
+mod geometric_median;
 mod host;
+mod krum;
+mod median;
+mod norm_clipping;
 mod optimal_averaging;
+mod robust;
+mod trimmed_mean;
+mod weight_erosion;
 
+pub use bulyan::{Bulyan, BulyanConfig};
 pub use catalogue::{StrategyConfig, StrategyConfigError};
 pub use ewwa::{Ewwa, EwwaConfig, EwwaForm, EwwaOptimizer};
 pub use fedavg::{FedAvg, FedAvgConfig};
+pub use geometric_median::{GeometricMedian, GeometricMedianConfig};
+pub use krum::{Krum, KrumConfig, MultiKrum, MultiKrumConfig};
+pub use median::{Median, MedianConfig};
+pub use norm_clipping::{NormClipping, NormClippingConfig};
 pub use optimal_averaging::{
     Averaging, BiasEstimate, Mixed, Mixing, MixingClient, OptimalAveraging, OptimalAveragingConfig, SourceWeights,
     source_weights,
 };
+pub use robust::IfTooFew;
+pub use trimmed_mean::{TrimmedMean, TrimmedMeanConfig};
+pub use weight_erosion::{WeightErosion, WeightErosionConfig};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

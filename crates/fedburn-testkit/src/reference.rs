@@ -2,6 +2,7 @@
 
 pub mod averaging;
 pub mod ewwa;
+pub mod robust;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
