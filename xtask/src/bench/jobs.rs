@@ -77,7 +77,7 @@ const JOBS: [(JobName, Job); 7] = [
             title: "The weighted mean of 10 updates of 10,000,000 values in memory",
             unit: "mean",
             examples: 1.0,
-            rounds: 7,
+            rounds: 30,
             experiment: None,
             sets: &[],
         },
