@@ -5,7 +5,11 @@ use fedburn_core::{RoundIndex, Seed};
 use fedburn_data::{Batches, ClientData};
 use serde::{Deserialize, Serialize};
 
-use crate::{LocalRule, LocalSgd, ScheduleConfig, Sgd, SgdConfig, TrainModel, TrainingConfigError};
+use crate::{
+    CompressionConfig, FedDynRuleConfig, LocalFedDyn, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd,
+    NtdConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened, SharpnessAwareConfig,
+    TrainModel, TrainingConfigError,
+};
 
 /// How a client trains. [`LocalTrainingConfig::build`] checks it.
 ///
@@ -33,6 +37,12 @@ pub struct LocalTrainingConfig {
     /// The local rule.
     #[serde(default)]
     pub rule: RuleConfig,
+    /// Sharpness-aware steps, with any rule; plain ones where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharpness: Option<SharpnessAwareConfig>,
+    /// How updates are compressed; not at all where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<CompressionConfig>,
     /// Passes over the client's data, at least 1. Either this or `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs: Option<usize>,
@@ -64,14 +74,23 @@ pub struct LocalTrainingConfig {
     pub schedule: ScheduleConfig,
 }
 
-/// Which local rule a client follows. A rule without numbers of its own is written as its name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Which local rule a client follows: `"sgd"`, or a table such as `{ proximal = { mu = 0.1 } }`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RuleConfig {
     /// Plain stochastic gradient descent, [`LocalSgd`].
     #[default]
     Sgd,
+    /// FedProx, [`LocalProximal`].
+    Proximal(ProximalConfig),
+    /// SCAFFOLD's client half, [`LocalScaffold`].
+    Scaffold(ScaffoldRuleConfig),
+    /// FedDyn's client half, [`LocalFedDyn`].
+    #[serde(rename = "feddyn")]
+    FedDyn(FedDynRuleConfig),
+    /// FedNTD, [`LocalNtd`].
+    Ntd(NtdConfig),
 }
 
 /// Checked settings of local training, shared by all clients of a run.
@@ -93,6 +112,8 @@ impl LocalTrainingConfig {
     pub fn sgd(epochs: usize, batch_size: usize, lr: f64) -> Self {
         Self {
             rule: RuleConfig::Sgd,
+            sharpness: None,
+            compression: None,
             epochs: Some(epochs),
             steps: None,
             batch_size,
@@ -125,6 +146,7 @@ impl LocalTrainingConfig {
         check("nesterov", self.nesterov, |v| !v || self.momentum > 0.0, "false where `momentum` is 0")?;
         check("weight_decay", self.weight_decay, |v| v >= 0.0 && v.is_finite(), "a number of at least 0")?;
         check("clip_norm", self.clip_norm.unwrap_or(1.0), |v| v > 0.0 && v.is_finite(), "a number above 0")?;
+        self.check_rule()?;
         match self.schedule {
             ScheduleConfig::Constant {} => {}
             ScheduleConfig::Exponential { decay } => check_decay(decay)?,
@@ -138,6 +160,43 @@ impl LocalTrainingConfig {
             }
         }
         Ok(LocalTraining { config: self, length })
+    }
+
+    fn check_rule(&self) -> Result<(), TrainingConfigError> {
+        let at_least_0 =
+            |field, value: f64| check(field, value, |v| v >= 0.0 && v.is_finite(), "a number of at least 0");
+        let above_0 = |field, value: f64| check(field, value, |v| v > 0.0 && v.is_finite(), "a number above 0");
+        let overshoots = "a number below 1 / `lr`, beyond which steps overshoot";
+        match self.rule {
+            RuleConfig::Sgd => {}
+            RuleConfig::Proximal(ProximalConfig { mu }) => {
+                at_least_0("rule.proximal.mu", mu)?;
+                check("rule.proximal.mu", mu, |mu| mu * self.lr < 1.0, overshoots)?;
+            }
+            RuleConfig::Scaffold(_) => {
+                let expected = "0 with the rule `scaffold`, whose control variates are those of plain steps";
+                check("momentum", self.momentum, |momentum| momentum == 0.0, expected)?;
+            }
+            RuleConfig::FedDyn(FedDynRuleConfig { alpha }) => {
+                above_0("rule.feddyn.alpha", alpha)?;
+                check("rule.feddyn.alpha", alpha, |alpha| alpha * self.lr < 1.0, overshoots)?;
+            }
+            RuleConfig::Ntd(NtdConfig { beta, tau }) => {
+                at_least_0("rule.ntd.beta", beta)?;
+                above_0("rule.ntd.tau", tau)?;
+            }
+        }
+        if let Some(CompressionConfig::TopK { share }) = self.compression {
+            check("compression.share", share, |v| v > 0.0 && v <= 1.0, "a number in (0, 1]")?;
+        }
+        match self.sharpness {
+            None => Ok(()),
+            Some(SharpnessAwareConfig::Sam { rho }) => at_least_0("sharpness.rho", rho),
+            Some(SharpnessAwareConfig::Asam { rho, eta }) => {
+                at_least_0("sharpness.rho", rho)?;
+                at_least_0("sharpness.eta", eta)
+            }
+        }
     }
 }
 
@@ -174,7 +233,17 @@ impl LocalTraining {
     pub fn rule<B: Backend, M: TrainModel<B>>(&self) -> Box<dyn LocalRule<B, M>> {
         match self.config.rule {
             RuleConfig::Sgd => Box::new(LocalSgd),
+            RuleConfig::Proximal(config) => Box::new(LocalProximal::new(config)),
+            RuleConfig::Scaffold(config) => Box::new(LocalScaffold::new(config)),
+            RuleConfig::FedDyn(config) => Box::new(LocalFedDyn::new(config)),
+            RuleConfig::Ntd(config) => Box::new(LocalNtd::new(config)),
         }
+    }
+
+    /// `rule` with the configured sharpness-aware steps around it, if any. A local rule takes its gradients so, that
+    /// every one goes with them.
+    pub fn sharpened<G>(&self, rule: G) -> Sharpened<G> {
+        Sharpened::new(rule, self.config.sharpness)
     }
 }
 
@@ -198,6 +267,7 @@ fn invalid(field: &'static str, value: impl ToString, expected: &'static str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ControlOption;
 
     fn valid() -> LocalTrainingConfig {
         LocalTrainingConfig::sgd(1, 10, 0.1)
@@ -206,7 +276,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 21] = [
+        let cases: [(&str, Change); 34] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -228,6 +298,19 @@ mod tests {
             ("schedule.every", |c| c.schedule = ScheduleConfig::Step { decay: 0.5, every: 0 }),
             ("schedule.rounds", |c| c.schedule = ScheduleConfig::Cosine { rounds: 0, floor: 0.0 }),
             ("schedule.floor", |c| c.schedule = ScheduleConfig::Cosine { rounds: 9, floor: -0.1 }),
+            ("rule.proximal.mu", |c| c.rule = RuleConfig::Proximal(ProximalConfig { mu: -0.1 })),
+            ("rule.proximal.mu", |c| c.rule = RuleConfig::Proximal(ProximalConfig { mu: 10.0 })),
+            ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.0 })),
+            ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 11.0 })),
+            ("rule.ntd.beta", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: f64::NAN, tau: 1.0 })),
+            ("rule.ntd.tau", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 0.0 })),
+            ("momentum", |c| (c.rule, c.momentum) = (RuleConfig::Scaffold(ScaffoldRuleConfig::default()), 0.9)),
+            ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Sam { rho: -1.0 })),
+            ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Asam { rho: f64::NAN, eta: 0.0 })),
+            ("sharpness.eta", |c| c.sharpness = Some(SharpnessAwareConfig::Asam { rho: 0.1, eta: -0.1 })),
+            ("compression.share", |c| c.compression = Some(CompressionConfig::TopK { share: 0.0 })),
+            ("compression.share", |c| c.compression = Some(CompressionConfig::TopK { share: 1.1 })),
+            ("compression.share", |c| c.compression = Some(CompressionConfig::TopK { share: f64::NAN })),
         ];
         assert!(valid().build().is_ok());
         for (name, change) in cases {
@@ -253,6 +336,35 @@ mod tests {
             "epochs = 1\nlr = 0.1",
         ] {
             assert!(toml::from_str::<LocalTrainingConfig>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_rule_has_its_form_in_toml() {
+        let parse = |text: &str| {
+            toml::from_str::<LocalTrainingConfig>(&format!("epochs = 1\nbatch_size = 8\nlr = 0.1\n{text}"))
+        };
+        let scaffold = |option| RuleConfig::Scaffold(ScaffoldRuleConfig { option });
+        for (text, rule) in [
+            ("\"sgd\"", RuleConfig::Sgd),
+            ("{ proximal = { mu = 0.1 } }", RuleConfig::Proximal(ProximalConfig { mu: 0.1 })),
+            ("{ scaffold = {} }", scaffold(ControlOption::Two)),
+            ("{ scaffold = { option = \"one\" } }", scaffold(ControlOption::One)),
+            ("{ feddyn = {} }", RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.01 })),
+            ("{ ntd = { tau = 3.0 } }", RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 3.0 })),
+        ] {
+            let config = parse(&format!("rule = {text}")).unwrap();
+            assert_eq!(config.rule, rule);
+            assert_eq!(toml::from_str::<LocalTrainingConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
+        }
+        let both = "sharpness = { kind = \"asam\" }\ncompression = { kind = \"top_k\" }";
+        let config = parse(both).unwrap();
+        assert_eq!(config.sharpness, Some(SharpnessAwareConfig::Asam { rho: 0.7, eta: 0.2 }));
+        assert_eq!(config.compression, Some(CompressionConfig::TopK { share: 1.0 / 64.0 }));
+        for wrong in
+            ["rule = \"proximal\"", "rule = { ntd = { mu = 1.0 } }", "sharpness = { kind = \"sam\", eta = 0.1 }"]
+        {
+            assert!(parse(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -47,6 +47,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod central;
+mod compressed;
 mod config;
 mod error;
 mod evaluate;
@@ -56,9 +57,11 @@ mod resident;
 mod rules;
 mod schedule;
 mod sgd;
+mod sharpness;
 mod supervised_client;
 
 pub use central::{CentralEpoch, CentralTraining};
+pub use compressed::{Compressed, CompressionConfig};
 pub use config::{LocalTraining, LocalTrainingConfig, RuleConfig};
 pub use error::{CentralError, Diverged, TrainingConfigError};
 pub use evaluate::{ClassifierEvaluator, evaluate_classifier};
@@ -66,11 +69,14 @@ pub use gradients::global_norm;
 pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
-    BatchGradients, CrossEntropy, Descent, GradientRule, LocalRule, LocalRun, LocalSgd, TrainModel, Trained,
-    cross_entropy, descend,
+    BatchGradients, ControlOption, CrossEntropy, Descent, FedDynRuleConfig, GradientRule, LocalFedDyn, LocalNtd,
+    LocalProximal, LocalRule, LocalRun, LocalScaffold, LocalSgd, NotTrueDistillation, NtdConfig, Proximal,
+    ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy, descend,
+    edit_gradients, flat_gradients,
 };
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};
+pub use sharpness::{LossAt, Sharpness, SharpnessConfig, SharpnessEvaluator};
 pub use supervised_client::{LocalData, SupervisedClient};
 
 #[cfg(doctest)]

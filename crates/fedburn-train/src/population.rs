@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{Client, ClientId, ClientInfo, ModelFamily, Population, ResamplingClient, TrainError, Worker};
 use fedburn_data::ClientData;
 
-use crate::{LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
+use crate::{Compressed, LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
 
 /// Where clients' examples come from. Asked only for clients that train or evaluate, so that a population may be far
 /// larger than what fits into memory.
@@ -138,6 +138,10 @@ impl<B: Backend, F: ModelFamily<B>> Worker<B> for SupervisedWorker<B, F> {
     fn client(&mut self, id: ClientId) -> Result<Box<dyn Client<B> + '_>, TrainError> {
         let data = self.source.local_data(id)?;
         let client = SupervisedClient::<B, F, _>::new(id, data, self.training.clone(), &mut self.resident);
-        Ok((self.wrapper)(Box::new(client.with_rule((self.rule)()))))
+        let client = (self.wrapper)(Box::new(client.with_rule((self.rule)())));
+        Ok(match self.training.config().compression {
+            Some(compression) => Box::new(Compressed::new(client, compression)),
+            None => client,
+        })
     }
 }

@@ -5,47 +5,16 @@ mod common;
 
 use std::sync::Arc;
 
-use burn::backend::Autodiff;
-use burn::module::{ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::{CLASSES, FEATURES, Softmax, initial, softmax_initial, task, toy_data, training};
-use fedburn_core::{Client, ClientId, LocalUpdate, Metrics, ParamVector, TrainError};
-use fedburn_data::{Batch, ClientData};
-use fedburn_train::{
-    BatchGradients, CrossEntropy, GradientRule, LocalRule, LocalRun, LocalTraining, ResidentModel, SupervisedClient,
-    TrainModel, Trained, cross_entropy, global_norm,
-};
+use common::reference::{assert_close, loss_and_gradient, norm};
+use common::{Softmax, initial, softmax_initial, task, toy_data, training};
+use fedburn_core::{Client, ClientId, LocalUpdate, Metrics, ParamVector};
+use fedburn_data::ClientData;
+use fedburn_train::{LocalTraining, ResidentModel, SupervisedClient, cross_entropy, global_norm};
 use proptest::prelude::*;
-
-/// Mean cross-entropy of softmax regression over all examples, and its gradient: for one example with probabilities `p`,
-/// `dL/dW[i][j] = x_i (p_j - [j = y])` and `dL/db[j] = p_j - [j = y]`. Parameters are `W` by rows, then `b`.
-fn loss_and_gradient(params: &[f64], data: &ClientData) -> (f64, Vec<f64>) {
-    let (mut loss, mut gradient) = (0.0, vec![0.0; params.len()]);
-    for position in 0..data.len() {
-        let x: Vec<f64> = data.batch::<Flex>(&[position], &FlexDevice).inputs.into_data().iter().collect();
-        let y = data.examples().labels()[data.indices()[position]].0 as usize;
-        let bias = FEATURES * CLASSES;
-        let score = |j: usize| params[bias + j] + (0..FEATURES).map(|i| x[i] * params[i * CLASSES + j]).sum::<f64>();
-        let scores: Vec<f64> = (0..CLASSES).map(score).collect();
-        let sum: f64 = scores.iter().map(|s| s.exp()).sum();
-        loss += sum.ln() - scores[y];
-        for j in 0..CLASSES {
-            let error = scores[j].exp() / sum - f64::from(u8::from(j == y));
-            gradient[bias + j] += error;
-            (0..FEATURES).for_each(|i| gradient[i * CLASSES + j] += error * x[i]);
-        }
-    }
-    let n = data.len() as f64;
-    gradient.iter_mut().for_each(|g| *g /= n);
-    (loss / n, gradient)
-}
-
-fn norm(vector: &[f64]) -> f64 {
-    vector.iter().map(|v| v * v).sum::<f64>().sqrt()
-}
 
 /// Full-batch steps as PyTorch's documentation of `torch.optim.SGD` and `clip_grad_norm_` states them.
 fn reference(start: &[f32], data: &ClientData, settings: &LocalTraining) -> Vec<f64> {
@@ -74,11 +43,6 @@ fn train_on<B: Backend>(
     let settings = Arc::new(settings.clone());
     let mut client = SupervisedClient::<B, Softmax>::new(ClientId(0), data.clone().into(), settings, resident);
     client.train(&task(global, 1)).unwrap()
-}
-
-fn assert_close(found: &[f32], expected: &[f64], tolerance: f64) {
-    let worst = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs()).fold(0.0, f64::max);
-    assert!(found.len() == expected.len() && worst < tolerance, "off by {worst}:\n{found:?}\n{expected:?}");
 }
 
 #[test]
@@ -163,68 +127,4 @@ fn momentum_starts_at_zero_in_every_local_run() {
     let first = client.train(&task(&global, 1)).unwrap();
     let again = client.train(&task(&global, 1)).unwrap();
     assert_eq!(first.params.to_host(), again.params.to_host());
-}
-
-/// The shape that a proximal rule takes on the one loop: it edits another rule's gradients.
-struct Proximal<B: Backend> {
-    mu: f64,
-    anchor: ParamVector<B>,
-}
-
-impl<B: Backend, M: TrainModel<B>> GradientRule<B, M> for Proximal<B> {
-    fn gradients(&mut self, model: M, batch: Batch<B>) -> BatchGradients<B, M> {
-        let mut step = CrossEntropy.gradients(model, batch);
-        let mut entries = self.anchor.schema().entries().iter();
-        let mut pull = Pull { rule: self, next: || entries.next().unwrap().range(), gradients: &mut step.gradients };
-        step.model.visit(&mut pull);
-        step
-    }
-}
-
-struct Pull<'a, B: Backend, N: FnMut() -> std::ops::Range<usize>> {
-    rule: &'a Proximal<B>,
-    next: N,
-    gradients: &'a mut GradientsParams,
-}
-
-impl<B: Backend, N: FnMut() -> std::ops::Range<usize>> ModuleVisitor<Autodiff<B>> for Pull<'_, B, N> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
-        let anchor = self.rule.anchor.values().clone().slice([(self.next)()]).reshape(param.lazy_shape());
-        let Some(gradient) = self.gradients.remove::<B, D>(param.id) else { return };
-        let pulled = gradient + (param.val().inner() - anchor).mul_scalar(self.rule.mu);
-        self.gradients.register(param.id, pulled);
-    }
-}
-
-/// And the local rule around it.
-struct LocalProximal {
-    mu: f64,
-}
-
-impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalProximal {
-    fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError> {
-        let mut rule = Proximal { mu: self.mu, anchor: run.task.global.clone() };
-        run.descend(model, &mut rule)
-    }
-}
-
-#[test]
-fn a_rule_that_edits_gradients_fits_the_one_loop() {
-    let (mu, epochs, lr) = (0.7, 4, 0.3);
-    let (global, data) = (softmax_initial(4), toy_data(8, 4));
-    let settings = Arc::new(training(|c| (c.epochs, c.batch_size, c.lr) = (Some(epochs), 8, lr)));
-    let train = |mu| {
-        let resident = ResidentModel::new(Softmax, FlexDevice);
-        let client =
-            SupervisedClient::<Flex, Softmax>::new(ClientId(0), data.clone().into(), settings.clone(), resident);
-        client.with_rule(Box::new(LocalProximal { mu })).train(&task(&global, 1)).unwrap().params.to_host()
-    };
-    let start: Vec<f64> = global.to_host().into_iter().map(f64::from).collect();
-    let mut expected = start.clone();
-    for _ in 0..epochs {
-        let (_, gradient) = loss_and_gradient(&expected, &data);
-        expected.iter_mut().zip(gradient).zip(&start).for_each(|((w, g), w0)| *w -= lr * (g + mu * (*w - w0)));
-    }
-    assert_close(&train(mu), &expected, 1e-5);
-    assert_eq!(train(0.0), train_on(&global, &data, &settings, &FlexDevice).params.to_host());
 }

@@ -5,7 +5,15 @@
 //! state across rounds, sends something besides the model or trains in stages is a [`LocalRule`] around it.
 
 mod descent;
+mod feddyn;
+mod flat;
+mod kept;
+mod ntd;
+mod proximal;
+mod scaffold;
 mod sgd;
+mod sharpness;
+mod shifted;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -16,15 +24,30 @@ use fedburn_core::{
 use fedburn_data::{Batches, ClientData};
 
 pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
+pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
+pub use flat::{edit_gradients, flat_gradients};
+pub(crate) use kept::Kept;
+pub use ntd::{LocalNtd, NotTrueDistillation, NtdConfig};
+pub use proximal::{LocalProximal, Proximal, ProximalConfig};
+pub use scaffold::{ControlOption, LocalScaffold, ScaffoldRuleConfig};
 pub use sgd::LocalSgd;
+pub use sharpness::{Sharpened, SharpnessAwareConfig};
 
 use crate::{Diverged, LocalTraining};
 
-/// A model that can be trained here: a classifier on `Autodiff<B>` with an inner module on `B`. Implemented for every
-/// such type.
-pub trait TrainModel<B: Backend>: Classifier<Autodiff<B>> + AutodiffModule<Autodiff<B>> {}
+/// A model that can be trained here: a classifier on `Autodiff<B>` whose inner module is one on `B`. Implemented for
+/// every such type.
+pub trait TrainModel<B: Backend>:
+    Classifier<Autodiff<B>> + AutodiffModule<Autodiff<B>, InnerModule: Classifier<B>>
+{
+}
 
-impl<B: Backend, M: Classifier<Autodiff<B>> + AutodiffModule<Autodiff<B>>> TrainModel<B> for M {}
+impl<B, M> TrainModel<B> for M
+where
+    B: Backend,
+    M: Classifier<Autodiff<B>> + AutodiffModule<Autodiff<B>, InnerModule: Classifier<B>>,
+{
+}
 
 /// The client half of an algorithm: one local training run from the global model. It belongs to one client.
 ///
@@ -119,6 +142,16 @@ impl<'a, B: Backend> LocalRun<'a, B> {
             (shrink * a + c, c)
         };
         (0..steps).fold((0.0, 0.0), step).0
+    }
+
+    /// The error of a vector that is not of the run's model.
+    pub fn schema_error(&self, source: SchemaError) -> TrainError {
+        TrainError::Schema { client: self.client, source }
+    }
+
+    /// The error of saved state that cannot be used.
+    pub fn state_error(&self, source: StateError) -> TrainError {
+        TrainError::State { client: self.client, source }
     }
 
     /// The error of a run that diverged.

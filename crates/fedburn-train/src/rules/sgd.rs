@@ -15,6 +15,6 @@ pub struct LocalSgd;
 
 impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalSgd {
     fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError> {
-        run.descend(model, &mut CrossEntropy)
+        run.descend(model, &mut run.training.sharpened(CrossEntropy))
     }
 }
