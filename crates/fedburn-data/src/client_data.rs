@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::Seed;
+use fedburn_core::{ClassId, Seed};
 use rand::seq::SliceRandom;
 
 use crate::{Batch, DatasetError, Examples, Transform};
@@ -14,6 +14,16 @@ pub struct ClientData {
     examples: Arc<Examples>,
     indices: Vec<usize>,
     transform: Option<Transform>,
+    labels: Labels,
+}
+
+/// Which labels a view gives to training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Labels {
+    #[default]
+    True,
+    /// `C - 1 - y` for the label `y` of `C` classes.
+    Flipped,
 }
 
 impl ClientData {
@@ -25,14 +35,14 @@ impl ClientData {
         let len = examples.len();
         match indices.iter().find(|&&index| index >= len) {
             Some(&index) => Err(DatasetError::Index { index, len }),
-            None => Ok(Self { examples, indices, transform: None }),
+            None => Ok(Self { examples, indices, transform: None, labels: Labels::True }),
         }
     }
 
     /// All of `examples`.
     pub fn all(examples: Arc<Examples>) -> Self {
         let indices = (0..examples.len()).collect();
-        Self { examples, indices, transform: None }
+        Self { examples, indices, transform: None, labels: Labels::True }
     }
 
     /// The same view through `transform`, which replaces an earlier one.
@@ -42,7 +52,14 @@ impl ClientData {
         self
     }
 
-    /// The shared examples, before the client's transform.
+    /// The same view with every label `y` of `C` classes given as `C - 1 - y`: the data of a label-flipping attacker.
+    #[must_use]
+    pub fn with_flipped_labels(mut self) -> Self {
+        self.labels = Labels::Flipped;
+        self
+    }
+
+    /// The shared examples, before the client's transform, with their true labels.
     pub fn examples(&self) -> &Arc<Examples> {
         &self.examples
     }
@@ -70,7 +87,8 @@ impl ClientData {
     /// Number of the client's examples of each class, by class.
     pub fn class_counts(&self) -> Vec<u64> {
         let mut counts = vec![0; self.examples.num_classes()];
-        self.indices.iter().for_each(|&index| counts[self.examples.labels()[index].0 as usize] += 1);
+        let label = |&index: &usize| self.given(self.examples.labels()[index]).0 as usize;
+        self.indices.iter().map(label).for_each(|label| counts[label] += 1);
         counts
     }
 
@@ -96,19 +114,30 @@ impl ClientData {
     /// Where a position is not below [`ClientData::len`].
     pub fn batch<B: Backend>(&self, positions: &[usize], device: &B::Device) -> Batch<B> {
         let indices: Vec<usize> = positions.iter().map(|&p| self.indices[p]).collect();
-        let Some(transform) = &self.transform else { return self.examples.batch(&indices, device) };
         let size = self.examples.size();
         let mut inputs = Vec::with_capacity(indices.len() * size);
         for &index in &indices {
             let start = inputs.len();
             self.examples.append_input(index, &mut inputs);
-            transform.apply(&mut inputs[start..], self.examples.shape(), index);
+            if let Some(transform) = &self.transform {
+                transform.apply(&mut inputs[start..], self.examples.shape(), index);
+            }
         }
-        self.examples.tensors(&indices, inputs, device)
+        let labels = indices.iter().map(|&index| self.given(self.examples.labels()[index]));
+        self.examples.tensors(inputs, labels, device)
+    }
+
+    /// The label that training sees.
+    fn given(&self, label: ClassId) -> ClassId {
+        match self.labels {
+            Labels::True => label,
+            // Labels are below the number of classes.
+            Labels::Flipped => ClassId(self.examples.num_classes() as u32 - 1 - label.0),
+        }
     }
 
     fn without_indices(&self) -> Self {
-        Self { examples: Arc::clone(&self.examples), indices: Vec::new(), transform: self.transform.clone() }
+        Self { indices: Vec::new(), examples: self.examples.clone(), transform: self.transform.clone(), ..*self }
     }
 }
 
@@ -116,7 +145,7 @@ impl ClientData {
 mod tests {
     use std::collections::BTreeSet;
 
-    use fedburn_core::ClassId;
+    use burn_flex::{Flex, FlexDevice};
     use proptest::prelude::*;
 
     use super::*;
@@ -132,6 +161,17 @@ mod tests {
         let data = ClientData::new(numbered(6), vec![5, 0, 0]).unwrap();
         assert_eq!(data.class_counts(), [2, 0, 1, 0]);
         assert!(matches!(ClientData::new(numbered(6), vec![6]), Err(DatasetError::Index { index: 6, len: 6 })));
+    }
+
+    #[test]
+    fn flipped_labels_reach_training_and_counts_and_survive_a_split() {
+        let data = ClientData::new(numbered(6), vec![0, 1, 2, 3]).unwrap().with_flipped_labels();
+        assert_eq!(data.class_counts(), [0, 1, 1, 2], "labels 0, 1, 2, 0 of four classes");
+        let labels = data.batch::<Flex>(&[1, 2], &FlexDevice).labels.into_data();
+        assert_eq!(labels.iter::<i64>().collect::<Vec<_>>(), [2, 1]);
+        let (train, held_out) = data.split_holdout(0.5, Seed::new(0));
+        let counts = [train, held_out].map(|part| part.class_counts());
+        assert_eq!((0..4).map(|class| counts[0][class] + counts[1][class]).collect::<Vec<_>>(), [0, 1, 1, 2]);
     }
 
     proptest! {

@@ -142,7 +142,7 @@ impl Examples {
     pub fn batch<B: Backend>(&self, indices: &[usize], device: &B::Device) -> Batch<B> {
         let mut inputs = Vec::with_capacity(indices.len() * self.size());
         indices.iter().for_each(|&index| self.append_input(index, &mut inputs));
-        self.tensors(indices, inputs, device)
+        self.tensors(inputs, indices.iter().map(|&index| self.labels[index]), device)
     }
 
     /// Number of values of one input.
@@ -164,13 +164,19 @@ impl Examples {
         }
     }
 
-    /// Host values `inputs` of the examples at `indices`, and their labels, as tensors.
-    pub(crate) fn tensors<B: Backend>(&self, indices: &[usize], inputs: Vec<f32>, device: &B::Device) -> Batch<B> {
+    /// Host values `inputs` of examples of this shape, and their labels, as tensors.
+    pub(crate) fn tensors<B: Backend>(
+        &self,
+        inputs: Vec<f32>,
+        labels: impl Iterator<Item = ClassId>,
+        device: &B::Device,
+    ) -> Batch<B> {
         let [channels, height, width] = self.shape;
-        let labels: Vec<i64> = indices.iter().map(|&index| i64::from(self.labels[index].0)).collect();
+        let labels: Vec<i64> = labels.map(|label| i64::from(label.0)).collect();
+        let batch = labels.len();
         Batch {
-            inputs: Tensor::from_data(TensorData::new(inputs, [indices.len(), channels, height, width]), device),
-            labels: Tensor::from_data(TensorData::new(labels, [indices.len()]), device),
+            inputs: Tensor::from_data(TensorData::new(inputs, [batch, channels, height, width]), device),
+            labels: Tensor::from_data(TensorData::new(labels, [batch]), device),
         }
     }
 }

@@ -9,8 +9,8 @@ use fedburn::data::datasets::{self, Dataset};
 use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, PartitionStatistics};
 use fedburn::models::Zoo;
-use fedburn::runtime::{Availability, ReachableOnly, ServerError};
-use fedburn::train::{ClientDataSource, ClientList, LocalData, LocalTraining};
+use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
+use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining};
 
 use crate::config::{ConfigError, ExperimentConfig};
 
@@ -33,6 +33,7 @@ pub struct Run {
     partition: Partition,
     statistics: PartitionStatistics,
     clients: Arc<ClientList>,
+    attack: Attack,
 }
 
 impl Experiment {
@@ -99,7 +100,12 @@ impl Experiment {
         let clients = Arc::new(ClientList::new(local));
         let statistics = PartitionStatistics::new(&partition, train.labels(), train.num_classes())
             .map_err(|e| refuse("partition", e.to_string()))?;
-        let run = Run { experiment: self.clone(), seed, partition, statistics, clients };
+        let attack = self
+            .config
+            .attack
+            .build(&clients.clients(), Seed::new(seed))
+            .map_err(|e| refuse("attack", e.to_string()))?;
+        let run = Run { experiment: self.clone(), seed, partition, statistics, clients, attack };
         run.sampler().map_err(|e| refuse("sampler", e))?;
         Ok(run)
     }
@@ -148,9 +154,22 @@ impl Run {
         &self.statistics
     }
 
-    /// The clients' examples.
+    /// The clients' examples with their true labels.
     pub fn clients(&self) -> &Arc<ClientList> {
         &self.clients
+    }
+
+    /// What clients train on: label-flipping attackers have wrong labels.
+    pub fn training_data(&self) -> Arc<dyn ClientDataSource> {
+        match self.attack.flips_labels() {
+            true => Arc::new(LabelFlipping::new(self.clients.clone(), self.attack.attackers().clone())),
+            false => self.clients.clone(),
+        }
+    }
+
+    /// Who attacks, and how.
+    pub fn attack(&self) -> &Attack {
+        &self.attack
     }
 
     /// Who fails when.

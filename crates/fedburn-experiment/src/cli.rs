@@ -120,9 +120,10 @@ pub struct RunArgs {
 /// Arguments of `sweep`.
 #[derive(Debug, Args)]
 pub struct SweepArgs {
-    /// An experiment: suite/name or a .toml file.
+    /// A suite, suite/name or a .toml file; of a suite, every file with a [sweep] table.
     pub target: String,
-    /// A dimension of the grid: `client.lr=0.1,0.01`. May be repeated; the file's `[sweep]` table by default.
+    /// A dimension of the grid: `client.lr=0.1,0.01`, or choices that the file names: `method=fedavg`. May be repeated; the
+    /// file's `[sweep]` table by default.
     #[arg(long = "grid", value_name = "FIELD=VALUES")]
     pub grid: Vec<String>,
     /// How to run.

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use fedburn::data::datasets::DatasetConfig;
 use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
-use fedburn::runtime::{AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
+use fedburn::runtime::{AttackConfig, AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
 use fedburn::strategies::StrategyConfig;
 use fedburn::train::LocalTrainingConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::layers::{self, Change};
 use crate::{Metric, MetricError};
 
 /// An experiment as its TOML file holds it.
@@ -47,6 +48,9 @@ pub struct ExperimentConfig {
     /// Which clients can be reached and which fail.
     #[serde(default)]
     pub availability: AvailabilityConfig,
+    /// Which clients attack, and how; nobody where absent.
+    #[serde(default, skip_serializing_if = "AttackConfig::is_none")]
+    pub attack: AttackConfig,
     /// How the run is paced.
     pub server: ServerConfig,
     /// When to end before the last round; never where absent.
@@ -58,7 +62,7 @@ pub struct ExperimentConfig {
     /// What to run beside the federation.
     #[serde(default)]
     pub baselines: BaselinesConfig,
-    /// Fields to vary in a sweep: dotted names and their values.
+    /// What a sweep varies: dotted fields with their values, or names with a table of choices, each laid over the file.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub sweep: toml::Table,
     /// Executable claims about the results.
@@ -165,14 +169,12 @@ pub enum ConfigError {
 }
 
 impl ExperimentConfig {
-    /// Reads and checks the shape of an experiment file, with `overrides` of the form `table.field=value` applied.
+    /// Reads and checks the shape of an experiment file and of those that it `extends`, with `overrides` of the form `table.field=value` applied.
     ///
     /// # Errors
     /// [`ConfigError`]. The values are checked by [`crate::assemble`], before anything runs.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text, overrides)
+        Self::of_table(path, layers::read(path)?, &changes(overrides)?)
     }
 
     /// [`ExperimentConfig::load`] for text that is already in memory; `path` is for messages.
@@ -180,15 +182,18 @@ impl ExperimentConfig {
     /// # Errors
     /// [`ConfigError`].
     pub fn parse(path: &Path, text: &str, overrides: &[String]) -> Result<Self, ConfigError> {
-        let refuse = |field, reason: String| ConfigError::Parse { path: path.to_owned(), field, reason };
-        let mut table: toml::Table =
-            toml::from_str(text).map_err(|e| refuse(None, e.to_string().trim_end().to_owned()))?;
-        for text in overrides {
-            apply_override(&mut table, text)?;
-        }
+        Self::of_table(path, layers::parse(path, text)?, &changes(overrides)?)
+    }
+
+    /// The config of a file's table after `changes`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn of_table(path: &Path, mut table: toml::Table, changes: &[Change]) -> Result<Self, ConfigError> {
+        changes.iter().try_for_each(|change| change.apply(&mut table))?;
         let config: Self = serde_path_to_error::deserialize(table).map_err(|e| {
             let field = Some(e.path().to_string()).filter(|field| field != ".");
-            refuse(field, plain_words(e.into_inner().message()))
+            ConfigError::Parse { path: path.to_owned(), field, reason: plain_words(e.into_inner().message()) }
         })?;
         config.check(path)?;
         Ok(config)
@@ -296,6 +301,10 @@ impl ExperimentConfig {
     }
 }
 
+fn changes(overrides: &[String]) -> Result<Vec<Change>, ConfigError> {
+    overrides.iter().map(|text| Change::parse(text)).collect()
+}
+
 /// A deserialiser's message without the names of Rust types, which say nothing to the writer of a file.
 fn plain_words(message: &str) -> String {
     let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
@@ -308,28 +317,4 @@ fn plain_words(message: &str) -> String {
         word => word,
     };
     format!("{found}, expected {plain}")
-}
-
-/// Applies `table.field=value`; the value is TOML, or a string where it is not.
-fn apply_override(table: &mut toml::Table, text: &str) -> Result<(), ConfigError> {
-    let refuse = |reason: String| ConfigError::Override { text: text.to_owned(), reason };
-    let (key, value) = text.split_once('=').ok_or_else(|| refuse("expected table.field=value".to_owned()))?;
-    let parsed: Result<toml::Table, _> = toml::from_str(&format!("v = {value}"));
-    let value = parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    set(table, key, value).map_err(refuse)
-}
-
-/// Sets a dotted field of a table, making tables on the way.
-fn set(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
-    let (place, last) = key.trim().rsplit_once('.').map_or(("", key.trim()), |(place, last)| (place, last));
-    if last.is_empty() {
-        return Err("the field's name is empty".to_owned());
-    }
-    let mut at = table;
-    for part in place.split('.').filter(|p| !p.is_empty()) {
-        let next = at.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next.as_table_mut().ok_or_else(|| format!("`{part}` is not a table"))?;
-    }
-    at.insert(last.to_owned(), value);
-    Ok(())
 }

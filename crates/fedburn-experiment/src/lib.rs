@@ -39,6 +39,7 @@ mod files;
 #[cfg(test)]
 mod fixture;
 mod format;
+pub mod layers;
 pub mod list;
 mod metric;
 pub mod progress;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::layers;
 use crate::results::{SeedResults, SeedStatus};
 
 /// An experiment file and how its seeds stand.
@@ -69,7 +70,7 @@ pub fn list(configs: &Path, out: &Path, only: Option<&str>) -> Result<Vec<Listed
     let mut known = Vec::new();
     for suite in children(configs)?.into_iter().filter(|path| path.is_dir()) {
         let suite_name = stem(&suite);
-        for path in children(&suite)?.into_iter().filter(|path| path.extension().is_some_and(|end| end == "toml")) {
+        for path in children(&suite)?.into_iter().filter(|path| is_experiment(path)) {
             let name = stem(&path);
             if only.is_none_or(|only| only == suite_name || only == format!("{suite_name}/{name}")) {
                 let results = out.join(&suite_name).join(&name);
@@ -112,8 +113,7 @@ impl fmt::Display for ListedExperiment {
 
 /// Title, reference and seeds are read for themselves, so that a file with a fault elsewhere is still listed by name.
 fn read(path: PathBuf, suite: String, name: String, results: &Path) -> ListedExperiment {
-    let text = fs::read_to_string(&path).map_err(|error| error.to_string());
-    let table = text.and_then(|text| text.parse::<toml::Table>().map_err(|error| error.message().to_owned()));
+    let table = layers::read(&path).map_err(|error| error.to_string());
     let word = |table: &toml::Table, key: &str| Some(table.get(key)?.as_str()?.to_owned());
     let (mut reference, mut seeds) = (None, Vec::new());
     let title = table.and_then(|table| {
@@ -126,6 +126,11 @@ fn read(path: PathBuf, suite: String, name: String, results: &Path) -> ListedExp
         word(&table, "title").ok_or_else(|| "it has no title".to_owned())
     });
     ListedExperiment { suite, name, path, title, reference, seeds }
+}
+
+/// Files whose names begin with an underscore are there for others to extend.
+fn is_experiment(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end == "toml") && !stem(path).starts_with('_')
 }
 
 fn children(dir: &Path) -> Result<Vec<PathBuf>, ListError> {
@@ -159,6 +164,7 @@ mod tests {
         );
         file("other", "bad.toml", "title = ");
         file("other", "notes.md", "no experiment");
+        file("other", "_base.toml", "title = \"for others\"\n");
         let mut partial = fixture::finished(&[Some(0.1), Some(0.2)]);
         fixture::write(&partial, &out.join("quick/quick/seed-0"));
         fixture::interrupt(&mut partial, 1);

@@ -14,8 +14,8 @@ use fedburn::core::{
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
 use fedburn::runtime::{
-    CheckpointDir, CheckpointError, DiskStore, DroppingOut, EarlyStop, EventLog, JsonLines, ObserverError, RoundsCsv,
-    RunSummary, Server, ServerError,
+    Attacked, CheckpointDir, CheckpointError, DiskStore, DroppingOut, EarlyStop, EventLog, JsonLines, ObserverError,
+    RoundsCsv, RunSummary, Server, ServerError,
 };
 use fedburn::train::{ClassifierEvaluator, ClientDataSource, SupervisedPopulation};
 use fedburn::transport::InProcess;
@@ -246,9 +246,12 @@ impl Job<'_> {
         let family = experiment.zoo().clone();
         let initial = flatten(&ModelFamily::<B>::init(&family, run.seeds().purpose(Purpose::Initialisation), &device))?;
         let test = ClientData::all(experiment.dataset().test.clone());
-        let clients: Arc<dyn ClientDataSource> = run.clients().clone();
-        let population: Arc<dyn Population<B>> =
-            Arc::new(SupervisedPopulation::new(clients, family.clone(), experiment.training().clone(), device.clone()));
+        let population: Arc<dyn Population<B>> = Arc::new(SupervisedPopulation::new(
+            run.training_data(),
+            family.clone(),
+            experiment.training().clone(),
+            device.clone(),
+        ));
         let checkpoints = CheckpointDir::open(self.path("checkpoint"))?;
         let found = checkpoints.latest::<B>(initial.schema(), &device)?;
         let resumed = found.as_ref().map_or(RoundIndex(0), |checkpoint| checkpoint.round);
@@ -256,6 +259,7 @@ impl Job<'_> {
         let TransportConfig::InProcess { workers } = config.transport;
         let transport = InProcess::new(population, Some(store), workers)?;
         let transport = DroppingOut::new(transport, run.availability(), run.seeds());
+        let transport = Attacked::new(transport, run.attack().clone());
         let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
         let server = Server::new(
             config.server.clone(),

@@ -7,24 +7,36 @@ use serde::Serialize;
 use crate::assemble::{Experiment, Run};
 use crate::config::{ConfigError, ExperimentConfig};
 use crate::format::mean_sd;
+use crate::layers::{self, Change};
 use crate::results::{ExperimentResults, Measured, ResultsError, Summary};
 use crate::table::Table;
 use crate::{Metric, Spread};
 
-/// One dimension of a grid: a dotted field and the values it takes.
+/// One dimension of a grid: a dotted field and the values it takes, or a name and its choices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Axis {
-    /// The field, e.g. `client.lr`.
-    pub field: String,
-    /// Its values, at least one.
-    pub values: Vec<toml::Value>,
+    /// The field, e.g. `client.lr`, or the name, e.g. `method`.
+    pub name: String,
+    /// What it takes, at least one.
+    pub choices: Vec<Choice>,
+}
+
+/// One place on an axis.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The value as TOML writes it, or the choice's name.
+    pub label: String,
+    /// What it does to the config.
+    pub change: Change,
 }
 
 /// One cell of a grid.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
-    /// `field=value` of each axis, in the grid's order.
+    /// `field=value` or `name=choice` of each axis, in the grid's order.
     pub settings: Vec<String>,
+    /// What each of them does to the config.
+    pub changes: Vec<Change>,
 }
 
 impl Axis {
@@ -43,20 +55,59 @@ impl Axis {
         if values.is_empty() {
             return Err(refuse("expected at least one value"));
         }
-        Ok(Self { field: field.trim().to_owned(), values })
+        Ok(Self::of_values(field.trim(), &values))
+    }
+
+    fn of_values(field: &str, values: &[toml::Value]) -> Self {
+        let choice = |value: &toml::Value| Choice {
+            label: value.to_string(),
+            change: Change::Set { field: field.to_owned(), value: value.clone() },
+        };
+        Self { name: field.to_owned(), choices: values.iter().map(choice).collect() }
+    }
+
+    /// The axis that `--grid` asks for: as [`Axis::parse`] has it, or those choices of an axis that `table`, the file's
+    /// `[sweep]` table, gives by name.
+    ///
+    /// # Errors
+    /// [`ConfigError::Override`], also for a choice that the file does not know.
+    pub fn asked(text: &str, table: &toml::Table) -> Result<Self, ConfigError> {
+        let axis = Self::parse(text)?;
+        let Some(known) = table.get(&axis.name).and_then(toml::Value::as_table) else { return Ok(axis) };
+        let refuse = |reason: String| ConfigError::Override { text: text.to_owned(), reason };
+        let choices = axis.choices.into_iter().map(|choice| {
+            let label = choice.label.trim_matches('"').to_owned();
+            match known.get(&label).and_then(toml::Value::as_table) {
+                Some(over) => Ok(Choice { label, change: Change::Overlay(over.clone()) }),
+                None => {
+                    let names: Vec<_> = known.keys().map(String::as_str).collect();
+                    Err(refuse(format!("`{label}` is no choice of the file, expected one of {}", names.join(", "))))
+                }
+            }
+        });
+        Ok(Self { name: axis.name, choices: choices.collect::<Result<_, _>>()? })
     }
 
     /// The axes of a config's `[sweep]` table, sorted by field.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] where an entry is not a list of at least one value.
+    /// [`ConfigError::Value`] where an entry is neither a list of at least one value nor a table of choices.
     pub fn of_table(path: &Path, table: &toml::Table) -> Result<Vec<Self>, ConfigError> {
-        let axis = |(field, values): (&String, &toml::Value)| match values.as_array().filter(|v| !v.is_empty()) {
-            Some(values) => Ok(Self { field: field.clone(), values: values.clone() }),
-            None => Err(ConfigError::Value {
+        let axis = |(name, value): (&String, &toml::Value)| match value {
+            toml::Value::Array(values) if !values.is_empty() => Ok(Self::of_values(name, values)),
+            toml::Value::Table(choices) if !choices.is_empty() && choices.values().all(toml::Value::is_table) => {
+                let choice = |(label, over): (&String, &toml::Value)| {
+                    let change = Change::Overlay(over.as_table().cloned().unwrap_or_default());
+                    Choice { label: label.clone(), change }
+                };
+                Ok(Self { name: name.clone(), choices: choices.iter().map(choice).collect() })
+            }
+            _ => Err(ConfigError::Value {
                 path: path.to_owned(),
                 table: "sweep",
-                reason: format!("\"{field}\" = {values}, expected a list of at least one value"),
+                reason: format!(
+                    "\"{name}\" = {value}, expected a list of at least one value, or a table of choices by name"
+                ),
             }),
         };
         table.iter().map(axis).collect()
@@ -66,12 +117,15 @@ impl Axis {
 impl Cell {
     /// Every cell of the grid, the last axis varying fastest; one empty cell where there is no axis.
     pub fn all(axes: &[Axis]) -> Vec<Self> {
-        axes.iter().fold(vec![Self { settings: Vec::new() }], |cells, axis| {
+        axes.iter().fold(vec![Self { settings: Vec::new(), changes: Vec::new() }], |cells, axis| {
             let extend = |cell: &Self| -> Vec<Self> {
-                let with = |value: &toml::Value| Self {
-                    settings: cell.settings.iter().cloned().chain([format!("{}={value}", axis.field)]).collect(),
+                let with = |choice: &Choice| {
+                    let mut cell = cell.clone();
+                    cell.settings.push(format!("{}={}", axis.name, choice.label));
+                    cell.changes.push(choice.change.clone());
+                    cell
                 };
-                axis.values.iter().map(with).collect()
+                axis.choices.iter().map(with).collect()
             };
             cells.iter().flat_map(extend).collect()
         })
@@ -109,8 +163,9 @@ pub fn plan(
     Cell::all(axes)
         .into_iter()
         .map(|cell| {
-            let all: Vec<_> = settings.iter().chain(&cell.settings).cloned().collect();
-            let config = adjust(ExperimentConfig::load(path, &all)?);
+            let own = settings.iter().map(|text| Change::parse(text));
+            let changes = own.chain(cell.changes.iter().cloned().map(Ok)).collect::<Result<Vec<_>, _>>()?;
+            let config = adjust(ExperimentConfig::of_table(path, layers::read(path)?, &changes)?);
             // `adjust` may have replaced them.
             config.check_seeds(path)?;
             let seeds = config.seeds.clone();
@@ -124,7 +179,7 @@ pub fn plan(
 /// What one cell came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct CellFigures {
-    /// `field=value` of each axis.
+    /// `field=value` or `name=choice` of each axis.
     pub settings: Vec<String>,
     /// Number of finished seeds.
     pub seeds: usize,
@@ -188,6 +243,21 @@ mod tests {
             ]
         );
         assert_eq!(Cell::all(&[]).len(), 1);
+    }
+
+    #[test]
+    fn choices_have_names_and_can_be_asked_for() {
+        let text = "[method.plain]\nstrategy = { kind = 'fedavg' }\n[method.fast]\nclient = { lr = 1.0 }\n";
+        let table: toml::Table = toml::from_str(text).unwrap();
+        let axes = Axis::of_table(Path::new("x.toml"), &table).unwrap();
+        let cells = Cell::all(&axes);
+        assert_eq!(cells.iter().map(|c| c.settings.join(" ")).collect::<Vec<_>>(), ["method=fast", "method=plain"]);
+        assert_eq!(Axis::asked("method=plain", &table).unwrap().choices, axes[0].choices[1..]);
+        assert_eq!(Axis::asked("client.lr=1,2", &table).unwrap(), Axis::parse("client.lr=1,2").unwrap());
+        let error = Axis::asked("method=slow", &table).unwrap_err().to_string();
+        assert!(error.contains("`slow`") && error.contains("fast, plain"), "{error}");
+        let wrong: toml::Table = toml::from_str("method = { plain = 3 }").unwrap();
+        assert!(Axis::of_table(Path::new("x.toml"), &wrong).is_err());
     }
 
     #[test]

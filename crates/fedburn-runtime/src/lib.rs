@@ -2,6 +2,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod attacks;
 mod checkpoint;
 mod config;
 mod coordinator;
@@ -16,6 +17,7 @@ mod server;
 mod store;
 mod unreliable;
 
+pub use attacks::{Attack, AttackConfig, AttackError, Attacked, AttackersConfig};
 pub use checkpoint::{Checkpoint, CheckpointDir, CheckpointError, RunTotals};
 pub use config::ServerConfig;
 pub use coordinator::{Coordinator, Effect, Input, RestoreError};

@@ -52,6 +52,7 @@ mod config;
 mod error;
 mod evaluate;
 mod gradients;
+mod label_flipping;
 mod population;
 mod resident;
 mod rules;
@@ -66,6 +67,7 @@ pub use config::{LocalTraining, LocalTrainingConfig, RuleConfig};
 pub use error::{CentralError, Diverged, TrainingConfigError};
 pub use evaluate::{ClassifierEvaluator, evaluate_classifier};
 pub use gradients::global_norm;
+pub use label_flipping::LabelFlipping;
 pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{

@@ -67,7 +67,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         }
     }
     let interrupt = on_interrupt()?;
-    let options = |path: &Path, dir: &Path| settings.options(dir, &interrupt, &command("run", path, settings, &[]));
+    let options = |path: &Path, dir: &Path| settings.options(dir, &interrupt, &run_command(path, settings));
     for (path, dir, runs) in &planned {
         runs.iter().try_for_each(|run| check_start(run, &options(path, dir)))?;
     }
@@ -84,40 +84,53 @@ pub fn run(args: &RunArgs) -> Outcome {
 
 pub fn sweep(args: &SweepArgs) -> Outcome {
     let settings = &args.settings;
-    let target = find_one(&settings.places, &args.target)?;
-    let axes = match args.grid.is_empty() {
-        false => args.grid.iter().map(|text| Axis::parse(text)).collect::<Result<Vec<_>, _>>()?,
-        true => Axis::of_table(&target.path, &ExperimentConfig::load(&target.path, &settings.overrides)?.sweep)?,
+    let targets = match args.grid.is_empty() {
+        true => find(&settings.places, &args.target)?,
+        false => vec![find_one(&settings.places, &args.target)?],
     };
-    if axes.is_empty() {
-        return Err(
-            format!("{} has no [sweep] table; name the grid with --grid FIELD=VALUES", target.path.display()).into()
-        );
+    // Every cell of every target is checked before the first one runs.
+    let mut grids = Vec::new();
+    for target in targets {
+        let file = ExperimentConfig::load(&target.path, &settings.overrides)?.sweep;
+        let axes = match args.grid.is_empty() {
+            false => args.grid.iter().map(|text| Axis::asked(text, &file)).collect::<Result<Vec<_>, _>>()?,
+            true => Axis::of_table(&target.path, &file)?,
+        };
+        if !axes.is_empty() {
+            let data = super::data_root(settings.data.as_ref());
+            let cells = plan(&target.path, &settings.overrides, &axes, &data, adjusted(settings)?)?;
+            grids.push((target, cells));
+        }
     }
-    let cells =
-        plan(&target.path, &settings.overrides, &axes, &super::data_root(settings.data.as_ref()), adjusted(settings)?)?;
-    let experiment = settings.dir(&target);
+    if grids.is_empty() {
+        return Err(format!("{} has no [sweep] table; name the grid with --grid FIELD=VALUES", args.target).into());
+    }
     let interrupt = on_interrupt()?;
-    let total = cells.len();
-    let options = |cell: &PlannedCell| {
-        let command = command("run", &target.path, settings, &cell.cell.settings);
-        settings.options(&cell.cell.dir(&experiment), &interrupt, &command)
+    let options = |target: &Target, cell: &PlannedCell| {
+        let command = sweep_command(&target.path, settings, &cell.cell.settings);
+        settings.options(&cell.cell.dir(&settings.dir(target)), &interrupt, &command)
     };
-    for cell in &cells {
-        cell.runs.iter().try_for_each(|run| check_start(run, &options(cell)))?;
-    }
-    for (index, cell) in cells.iter().enumerate() {
-        settings.progress().note(&format!("cell {}/{total}: {}", index + 1, cell.cell.settings.join(" ")));
-        if run_all(&cell.runs, &options(cell))? {
-            return Ok(interrupted());
+    for (target, cells) in &grids {
+        for cell in cells {
+            cell.runs.iter().try_for_each(|run| check_start(run, &options(target, cell)))?;
         }
-        write_html(&ExperimentResults::load(&cell.cell.dir(&experiment))?, &[])?;
     }
-    match settings.json {
-        true => {
-            println!("{}", serde_json::json!({ "event": "sweep_finished", "cells": figures(&cells, &experiment)? }))
+    for (target, cells) in &grids {
+        let (experiment, total) = (settings.dir(target), cells.len());
+        for (index, cell) in cells.iter().enumerate() {
+            let what = cell.cell.settings.join(" ");
+            settings.progress().note(&format!("{} cell {}/{total}: {what}", target.name, index + 1));
+            if run_all(&cell.runs, &options(target, cell))? {
+                return Ok(interrupted());
+            }
+            write_html(&ExperimentResults::load(&cell.cell.dir(&experiment))?, &[])?;
         }
-        false => print!("{}", table(&cells, &experiment)?),
+        match settings.json {
+            true => {
+                println!("{}", serde_json::json!({ "event": "sweep_finished", "cells": figures(cells, &experiment)? }))
+            }
+            false => print!("{}", table(cells, &experiment)?),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -213,15 +226,25 @@ impl Settings for RunSettings {
 }
 
 /// The command that repeats a run, without what does not change its results.
-fn command(verb: &str, path: &Path, settings: &RunSettings, cell: &[String]) -> String {
+fn run_command(path: &Path, settings: &RunSettings) -> String {
+    command("run", path, settings, Vec::new())
+}
+
+/// The command that repeats a cell of a sweep.
+fn sweep_command(path: &Path, settings: &RunSettings, cell: &[String]) -> String {
+    command("sweep", path, settings, cell.iter().map(|text| format!("--grid '{text}'")).collect())
+}
+
+fn command(verb: &str, path: &Path, settings: &RunSettings, grid: Vec<String>) -> String {
     let mut words = vec!["cargo xtask experiment".to_owned(), verb.to_owned(), path.display().to_string()];
+    words.extend(grid);
     if let Some(seeds) = &settings.seeds {
         words.push(format!("--seeds {seeds}"));
     }
     if settings.backend != Default::default() {
         words.push(format!("--backend {}", settings.backend));
     }
-    words.extend(settings.overrides.iter().chain(cell).map(|text| format!("--set '{text}'")));
+    words.extend(settings.overrides.iter().map(|text| format!("--set '{text}'")));
     if settings.smoke {
         words.push("--smoke".to_owned());
     }
