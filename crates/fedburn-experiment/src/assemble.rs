@@ -49,6 +49,7 @@ impl Experiment {
         let training = config.client.clone().build().map_err(|e| refuse("client", e.to_string()))?;
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
         let dataset = datasets::load(&config.data, data_root).map_err(|e| refuse("data", e.to_string()))?;
+        let dataset = config.reduce.apply(dataset).map_err(|e| refuse("reduce", e.to_string()))?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
         Ok(Self { path: path.to_owned(), config, dataset: Arc::new(dataset), zoo, training, availability })

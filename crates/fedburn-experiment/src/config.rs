@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use fedburn::data::datasets::DatasetConfig;
+use fedburn::data::datasets::{DatasetConfig, ReduceConfig};
 use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
 use fedburn::runtime::{AttackConfig, AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
@@ -31,6 +31,9 @@ pub struct ExperimentConfig {
     pub partition_seed: Option<u64>,
     /// The examples.
     pub data: DatasetConfig,
+    /// How much of them is used.
+    #[serde(default, skip_serializing_if = "ReduceConfig::is_none")]
+    pub reduce: ReduceConfig,
     /// How they are split among clients.
     pub partition: PartitionConfig,
     /// What clients hold out.

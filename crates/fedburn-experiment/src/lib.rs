@@ -34,6 +34,7 @@ pub mod check;
 pub mod cli;
 pub mod compare;
 pub mod config;
+mod events;
 pub mod fetch;
 mod files;
 #[cfg(test)]

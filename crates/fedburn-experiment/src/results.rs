@@ -7,17 +7,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use fedburn::core::Event;
 use fedburn::data::PartitionStatistics;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Spread;
+use crate::events;
+pub use crate::events::Mixing;
 pub use crate::files::{ResultsError, write_atomic, write_csv, write_json};
-use crate::files::{noted, open, optional, read_csv, read_json};
+use crate::files::{noted, optional, read_csv, read_json};
 
 /// Where and how a run was made: `run.json`, written at its start and again at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -338,6 +339,8 @@ pub struct SeedResults {
     pub summary: Option<Summary>,
     /// From `events.jsonl`: why clients failed and rounds were abandoned, in words, and how often.
     pub incidents: BTreeMap<String, u64>,
+    /// From `events.jsonl`: how much each client counted, where the strategy decides it.
+    pub mixing: Option<Mixing>,
     /// Files that could not be read: their name and why.
     pub problems: Vec<String>,
 }
@@ -353,7 +356,8 @@ impl SeedResults {
         found.partition = noted(problems, read_json(dir, "partition.json").and_then(rectangular));
         found.summary = noted(problems, read_json(dir, "summary.json"));
         found.clients = read_csv(dir, "clients.csv", problems);
-        found.incidents = read_incidents(dir, problems);
+        let told = events::read(dir, problems);
+        (found.incidents, found.mixing) = (told.incidents, told.mixing);
         let rows: Vec<RoundRow> = read_csv(dir, "rounds.csv", problems);
         found.rounds = rows.into_iter().map(|row| (row.round, row)).collect::<BTreeMap<_, _>>().into_values().collect();
         found
@@ -458,38 +462,6 @@ fn rectangular(found: Option<PartitionStatistics>) -> Result<Option<PartitionSta
         return Ok(found);
     }
     Err("partition.json: clients have different numbers of classes".into())
-}
-
-/// Counts failures by their words. Events of a round that was run twice, before and after a resumption, count once.
-fn read_incidents(dir: &Path, problems: &mut Vec<String>) -> BTreeMap<String, u64> {
-    let name = "events.jsonl";
-    let Some(file) = noted(problems, open(dir, name)) else { return BTreeMap::new() };
-    let mut told = BTreeMap::new();
-    let (mut reader, mut line, mut number) = (BufReader::new(file), Vec::new(), 0);
-    // A line without its end is one that a killed run did not finish.
-    while matches!(reader.read_until(b'\n', &mut line), Ok(length) if length > 0) && line.ends_with(b"\n") {
-        number += 1;
-        let of_interest = [&b"client_failed"[..], b"round_abandoned"];
-        if of_interest.iter().any(|words| line.windows(words.len()).any(|window| window == *words)) {
-            match serde_json::from_slice(&line) {
-                Ok(Event::ClientFailed { round, client, failure }) => {
-                    told.insert((round, Some(client)), format!("client {failure}"));
-                }
-                Ok(Event::RoundAbandoned { round, reason, .. }) => {
-                    told.insert((round, None), format!("round abandoned: {reason}"));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    problems.push(format!("{name}: line {number}: {error}"));
-                    break;
-                }
-            }
-        }
-        line.clear();
-    }
-    let mut counts = BTreeMap::new();
-    told.into_values().for_each(|what| *counts.entry(what).or_default() += 1);
-    counts
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {

@@ -109,7 +109,74 @@ fn a_bad_grid_is_refused_before_anything_runs() {
     place.write("benches/experiments/suite/name.toml", STEADY.to_owned() + "[sweep]\n\"client.lr\" = 0.1\n");
     refused("", &["name.toml", "[sweep]", "client.lr", "a list"]);
     place.write("benches/experiments/suite/other.toml", STEADY);
-    place.call("experiment sweep suite --out out").assert_refused(&["2 experiments", "suite/name", "suite/other"]);
+    place.call("experiment sweep suite --out out").assert_refused(&["name.toml", "[sweep]"]);
+    place.call("experiment sweep suite --out out --grid client.lr=0.1").assert_refused(&[
+        "2 experiments",
+        "suite/name",
+        "suite/other",
+    ]);
+}
+
+/// A base for two files of a suite, one of them a grid of named choices.
+fn suite_of_choices() -> Workplace {
+    let place = Workplace::new("extends = \"_base.toml\"\ntitle = \"Alone\"\n");
+    place.write("benches/experiments/suite/_base.toml", STEADY);
+    let grid = "extends = \"_base.toml\"\ntitle = \"Attacks and defences\"\n\
+                [sweep.attack.none]\n\
+                [sweep.attack.flipped]\nattack = { kind = \"sign_flip\", attackers = { number = 2 }, scale = 9.0 }\n\
+                [sweep.defence.alike]\nstrategy = { kind = \"fedavg\", weighting = \"uniform\" }\n\
+                [sweep.defence.mean]\nstrategy = { kind = \"fedavg\" }\nsampler = { kind = \"all\" }\n";
+    place.write("benches/experiments/suite/grid.toml", grid);
+    place
+}
+
+#[test]
+fn a_suite_is_swept_over_named_choices_of_whole_tables() {
+    let place = suite_of_choices();
+    let listed = place.succeed("experiment list").stdout;
+    assert!(listed.contains("suite/grid  Attacks and defences") && !listed.contains("_base"), "{listed}");
+    let table = place.succeed("experiment sweep suite --quiet --out out --seeds 3").stdout;
+    let cells: Vec<_> = table.lines().filter(|line| line.contains("defence=")).collect();
+    assert_eq!(cells.len(), 4, "{table}");
+    let dir = place.path("out/suite/grid/sweep");
+    let cell = |name: &str| fs::read_to_string(dir.join(name).join("seed-3/config.toml")).unwrap();
+    let flipped = cell("attack=flipped,defence=alike");
+    assert!(flipped.contains("kind = \"sign_flip\"") && flipped.contains("weighting = \"uniform\""), "{flipped}");
+    assert!(flipped.contains("kind = \"uniform\"") && flipped.contains("lr = 0.1"), "the base shows through");
+    let honest = cell("attack=none,defence=mean");
+    assert!(!honest.contains("[attack]") && honest.contains("kind = \"all\""), "{honest}");
+    let accuracy =
+        |name: &str| json(&dir.join(name).join("seed-3/summary.json"))["final_accuracy"]["value"].as_f64().unwrap();
+    let (attacked, honest) = (accuracy("attack=flipped,defence=mean"), accuracy("attack=none,defence=mean"));
+    assert!(attacked + 0.2 < honest, "two of six attackers turn a mean: {attacked} against {honest}");
+
+    // One choice asked for is the same cell: nothing runs again.
+    let again =
+        place.succeed("experiment sweep suite/grid --out out --seeds 3 --grid attack=flipped --grid defence=mean");
+    assert!(again.stderr.contains("already done"), "{}", again.stderr);
+    place
+        .call("experiment sweep suite/grid --out out --grid attack=bribes")
+        .assert_refused(&["`bribes`", "flipped, none"]);
+}
+
+#[test]
+fn attacks_are_the_same_bits_with_any_number_of_workers() {
+    let place = suite_of_choices();
+    for kind in ["alie", "inner_product", "gaussian", "sign_flip", "label_flip"] {
+        let models = ["1", "3"].map(|workers| {
+            let mut call = place.command(&format!("experiment run suite/name --quiet --out {kind}-{workers}"));
+            call.args(["--workers", workers, "--set", "sampler={kind=\"all\"}", "--set"]);
+            call.arg(format!("attack={{kind=\"{kind}\", attackers={{share=0.34}}}}"));
+            let finished = Finished::of(call);
+            assert!(finished.status.success(), "{}", finished.stderr);
+            let seed = place.seed(&format!("{kind}-{workers}"), 0);
+            json(&seed.join("summary.json"))["model_hash"].as_str().unwrap().to_owned()
+        });
+        assert_eq!(models[0], models[1], "{kind}");
+    }
+    let mut call = place.command("experiment run suite/name --out out --set");
+    call.arg("attack={kind=\"alie\", attackers={number=7}}");
+    Finished::of(call).assert_refused(&["[attack]", "`attackers` asks for 7", "at most 6"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod chart;
 mod curves;
 mod headline;
 mod markdown;
+mod mixing;
 mod page;
 mod partition;
 

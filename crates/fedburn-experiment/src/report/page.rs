@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::Chart;
-use super::{curves, partition};
+use super::{curves, mixing, partition};
 use crate::format::{mean_sd, mebibytes, percent, points, seconds, utc};
 use crate::results::{ExperimentResults, SeedResults, SeedStatus, Summary};
 use crate::{Spread, Verdict};
@@ -34,6 +34,7 @@ pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
                     (result(results))
                     (claims(verdicts))
                     (learning(results))
+                    (mixing::section(results))
                     (partition::section(results))
                     (clients(results))
                     (cost(results))

@@ -1,0 +1,169 @@
+//! Less of a data set, for experiments that must be quick.
+
+use std::sync::Arc;
+
+use fedburn_core::{Purpose, Seed};
+use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
+
+use super::Dataset;
+use crate::{DatasetError, Examples, Inputs};
+
+/// How much of a data set to keep, the `[reduce]` table of a config file; all of it by default.
+///
+/// # Examples
+///
+/// ```
+/// use std::path::Path;
+/// use fedburn_data::datasets::{DatasetConfig, ReduceConfig, load};
+///
+/// let digits = load(&DatasetConfig::Digits {}, Path::new("data"))?;
+/// let small = ReduceConfig { train: Some(500), test: Some(100), pool: 2 }.apply(digits)?;
+/// assert_eq!((small.train.len(), small.test.len(), small.train.shape()), (500, 100, [1, 4, 4]));
+/// # Ok::<(), fedburn_data::DatasetError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReduceConfig {
+    /// Training examples to keep, at least 1 and at most all; all where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train: Option<usize>,
+    /// Test examples to keep, at least 1 and at most all; all where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test: Option<usize>,
+    /// Side, in pixels, of the squares that become one pixel, their mean; divides height and width. 1 changes nothing.
+    pub pool: usize,
+}
+
+impl Default for ReduceConfig {
+    fn default() -> Self {
+        Self { train: None, test: None, pool: 1 }
+    }
+}
+
+impl ReduceConfig {
+    /// Whether everything is kept.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The smaller data set. Which examples are kept is drawn without regard to labels, the same for every run; they stay
+    /// in their order.
+    ///
+    /// # Errors
+    /// [`DatasetError::Setting`] where there are not as many examples, or images cannot be divided into such squares.
+    pub fn apply(&self, dataset: Dataset) -> Result<Dataset, DatasetError> {
+        if self.is_none() {
+            return Ok(dataset);
+        }
+        let kept_train = kept("train", self.train, dataset.train.len(), 0)?;
+        let kept_test = kept("test", self.test, dataset.test.len(), 1)?;
+        Ok(Dataset {
+            train: Arc::new(self.part(&dataset.train, &kept_train)?),
+            test: Arc::new(self.part(&dataset.test, &kept_test)?),
+            user_ids: dataset.user_ids.map(|ids| kept_train.iter().map(|&index| ids[index]).collect()),
+            ..dataset
+        })
+    }
+
+    fn part(&self, examples: &Examples, kept: &[usize]) -> Result<Examples, DatasetError> {
+        let [channels, height, width] = examples.shape();
+        if self.pool == 0 || height % self.pool != 0 || width % self.pool != 0 {
+            return Err(DatasetError::Setting {
+                field: "pool",
+                value: self.pool.to_string(),
+                expected: format!("a divisor of the images' height and width, {height} and {width}"),
+            });
+        }
+        let mut values = Vec::with_capacity(kept.len() * channels * height * width / self.pool.pow(2));
+        let mut input = Vec::new();
+        for &index in kept {
+            input.clear();
+            examples.append_input(index, &mut input);
+            input.chunks_exact(height * width).for_each(|plane| self.shrink(plane, width, &mut values));
+        }
+        let labels = kept.iter().map(|&index| examples.labels()[index]).collect();
+        let shape = [channels, height / self.pool, width / self.pool];
+        Examples::new(Inputs::F32(values), shape, labels, examples.num_classes())
+    }
+
+    fn shrink(&self, plane: &[f32], width: usize, out: &mut Vec<f32>) {
+        let pool = self.pool;
+        for rows in plane.chunks_exact(width * pool) {
+            for column in (0..width).step_by(pool) {
+                let square = rows.chunks_exact(width).flat_map(|row| &row[column..column + pool]);
+                out.push(square.sum::<f32>() / (pool * pool) as f32);
+            }
+        }
+    }
+}
+
+fn kept(field: &'static str, wanted: Option<usize>, len: usize, stream: u64) -> Result<Vec<usize>, DatasetError> {
+    let mut indices: Vec<usize> = (0..len).collect();
+    let Some(wanted) = wanted else { return Ok(indices) };
+    if wanted == 0 || wanted > len {
+        return Err(DatasetError::Setting {
+            field,
+            value: wanted.to_string(),
+            expected: format!("1 to {len}, the number of examples"),
+        });
+    }
+    indices.shuffle(&mut Seed::new(0).purpose(Purpose::Data).index(stream).rng());
+    indices.truncate(wanted);
+    indices.sort_unstable();
+    Ok(indices)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn_flex::{Flex, FlexDevice};
+
+    use super::*;
+    use crate::datasets::{DatasetConfig, load};
+
+    fn digits() -> Dataset {
+        load(&DatasetConfig::Digits {}, Path::new("")).unwrap()
+    }
+
+    #[test]
+    fn kept_examples_are_some_of_all_and_pixels_are_means() {
+        let (whole, small) = (digits(), ReduceConfig { train: Some(40), test: None, pool: 4 }.apply(digits()).unwrap());
+        assert_eq!((small.train.shape(), small.test.len()), ([1, 2, 2], whole.test.len()));
+        let values = |examples: &Examples, index| {
+            examples.batch::<Flex>(&[index], &FlexDevice).inputs.into_data().to_vec::<f32>().unwrap()
+        };
+        let means = |index| {
+            let image = values(&whole.train, index);
+            let square = |row: usize, column: usize| {
+                (0..16).map(|i| image[8 * (4 * row + i / 4) + 4 * column + i % 4]).sum::<f32>() / 16.0
+            };
+            [square(0, 0), square(0, 1), square(1, 0), square(1, 1)]
+        };
+        let mut from = 0;
+        for index in 0..40 {
+            let found = values(&small.train, index);
+            let same = |&other: &usize| means(other).iter().zip(&found).all(|(a, b)| (a - b).abs() < 1e-5);
+            from = (from..whole.train.len()).find(same).expect("in the order of the whole") + 1;
+        }
+    }
+
+    #[test]
+    fn which_are_kept_does_not_change_and_impossible_amounts_are_refused() {
+        let reduce = |train, test, pool| ReduceConfig { train, test, pool }.apply(digits());
+        let labels = |n| reduce(Some(n), None, 1).unwrap().train.labels().to_vec();
+        assert_eq!(labels(300), labels(300));
+        assert!(reduce(None, None, 1).unwrap().train.len() == 1438);
+        for (wrong, field) in [
+            (reduce(Some(0), None, 1), "train"),
+            (reduce(Some(2000), None, 1), "train"),
+            (reduce(None, Some(360), 1), "test"),
+            (reduce(None, None, 3), "pool"),
+            (reduce(None, None, 0), "pool"),
+        ] {
+            let error = wrong.unwrap_err().to_string();
+            assert!(error.contains(&format!("`{field}`")), "{error}");
+        }
+    }
+}
