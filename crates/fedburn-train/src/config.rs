@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CompressionConfig, FedDynRuleConfig, LocalFedDyn, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd,
-    NtdConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened, SharpnessAwareConfig,
-    TrainModel, TrainingConfigError,
+    NtdConfig, PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
+    SharpnessAwareConfig, TrainModel, TrainingConfigError,
 };
 
 /// How a client trains. [`LocalTrainingConfig::build`] checks it.
@@ -43,6 +43,9 @@ pub struct LocalTrainingConfig {
     /// How updates are compressed; not at all where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<CompressionConfig>,
+    /// What the client keeps for itself; nothing where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personal: Option<PersonalConfig>,
     /// Passes over the client's data, at least 1. Either this or `steps`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs: Option<usize>,
@@ -114,6 +117,7 @@ impl LocalTrainingConfig {
             rule: RuleConfig::Sgd,
             sharpness: None,
             compression: None,
+            personal: None,
             epochs: Some(epochs),
             steps: None,
             batch_size,
@@ -147,6 +151,7 @@ impl LocalTrainingConfig {
         check("weight_decay", self.weight_decay, |v| v >= 0.0 && v.is_finite(), "a number of at least 0")?;
         check("clip_norm", self.clip_norm.unwrap_or(1.0), |v| v > 0.0 && v.is_finite(), "a number above 0")?;
         self.check_rule()?;
+        self.personal.as_ref().map_or(Ok(()), |personal| personal.check(&self))?;
         match self.schedule {
             ScheduleConfig::Constant {} => {}
             ScheduleConfig::Exponential { decay } => check_decay(decay)?,
@@ -214,6 +219,14 @@ impl LocalTraining {
         }
     }
 
+    /// Number of batches in an epoch over `data` or, where the run is counted in steps, in a step.
+    pub fn batches_per_unit(&self, data: &ClientData) -> usize {
+        match self.length {
+            Length::Epochs(_) => data.len().div_ceil(self.config.batch_size),
+            Length::Steps(_) => 1,
+        }
+    }
+
     /// The learning rate of `round`, warm-up and schedule included.
     pub fn learning_rate(&self, round: RoundIndex) -> f64 {
         let warm_up = match self.config.warmup_rounds {
@@ -230,13 +243,17 @@ impl LocalTraining {
     }
 
     /// The configured rule, without state.
-    pub fn rule<B: Backend, M: TrainModel<B>>(&self) -> Box<dyn LocalRule<B, M>> {
-        match self.config.rule {
+    pub fn rule<B: Backend, M: TrainModel<B> + 'static>(&self) -> Box<dyn LocalRule<B, M>> {
+        let rule: Box<dyn LocalRule<B, M>> = match self.config.rule {
             RuleConfig::Sgd => Box::new(LocalSgd),
             RuleConfig::Proximal(config) => Box::new(LocalProximal::new(config)),
             RuleConfig::Scaffold(config) => Box::new(LocalScaffold::new(config)),
             RuleConfig::FedDyn(config) => Box::new(LocalFedDyn::new(config)),
             RuleConfig::Ntd(config) => Box::new(LocalNtd::new(config)),
+        };
+        match &self.config.personal {
+            Some(personal) => personal.around(rule),
+            None => rule,
         }
     }
 
@@ -251,7 +268,7 @@ fn check_decay(decay: f64) -> Result<(), TrainingConfigError> {
     check("schedule.decay", decay, |v| v > 0.0 && v <= 1.0, "a number in (0, 1]")
 }
 
-fn check<V: Copy + ToString>(
+pub(crate) fn check<V: Copy + ToString>(
     field: &'static str,
     value: V,
     is_valid: impl Fn(V) -> bool,

@@ -71,8 +71,9 @@ pub use label_flipping::LabelFlipping;
 pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
-    BatchGradients, ControlOption, CrossEntropy, Descent, FedDynRuleConfig, GradientRule, LocalFedDyn, LocalNtd,
-    LocalProximal, LocalRule, LocalRun, LocalScaffold, LocalSgd, NotTrueDistillation, NtdConfig, Proximal,
+    Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, Descent, Ditto, DittoConfig, FedBn,
+    FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalFedDyn, LocalNtd, LocalProximal, LocalRule,
+    LocalRun, LocalScaffold, LocalSgd, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig, Proximal,
     ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy, descend,
     edit_gradients, flat_gradients,
 };

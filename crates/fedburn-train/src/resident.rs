@@ -38,9 +38,7 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
             // The weights are overwritten below; which they were does not matter.
             F::TrainModel::from_inner(self.family.init(Seed::new(0), &self.device))
         });
-        let values = Tensor::from_inner(params.values().clone());
-        let model = load(model, &ParamVector::new(values, params.schema().clone())?)?;
-        Ok(Module::<Autodiff<B>>::map(model, &mut RequireGradients { field: Vec::new() }))
+        load_to_train(model, params)
     }
 
     /// Puts a model back for the next client and returns its inference form, running statistics synchronised.
@@ -48,6 +46,19 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
         // `valid` also folds in pending updates of running statistics, which a later load would not overwrite.
         self.model.insert(model).valid()
     }
+}
+
+/// Puts `params` into a training model; every weight requires gradients, also those that were frozen.
+///
+/// # Errors
+/// [`SchemaError::Mismatch`] where the vector is not of this model.
+pub(crate) fn load_to_train<B: Backend, M: AutodiffModule<Autodiff<B>>>(
+    model: M,
+    params: &ParamVector<B>,
+) -> Result<M, SchemaError> {
+    let values = Tensor::from_inner(params.values().clone());
+    let model = load(model, &ParamVector::new(values, params.schema().clone())?)?;
+    Ok(Module::<Autodiff<B>>::map(model, &mut RequireGradients { field: Vec::new() }))
 }
 
 /// Marks weights as trained and running statistics as not. A module that was loaded on the inner backend has lost its

@@ -40,6 +40,12 @@ pub trait GradientRule<B: Backend, M: TrainModel<B>> {
     fn gradients(&mut self, model: M, batch: Batch<B>) -> BatchGradients<B, M>;
 }
 
+impl<B: Backend, M: TrainModel<B>, G: GradientRule<B, M> + ?Sized> GradientRule<B, M> for &mut G {
+    fn gradients(&mut self, model: M, batch: Batch<B>) -> BatchGradients<B, M> {
+        (**self).gradients(model, batch)
+    }
+}
+
 /// What a [`GradientRule`] makes of a batch.
 #[derive(Debug)]
 pub struct BatchGradients<B: Backend, M> {

@@ -1,7 +1,7 @@
 //! A flat vector that a rule keeps for its client between rounds.
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ParamVector, StateDict, StateError, StateTensor};
+use fedburn_core::{ParamVector, SchemaError, StateDict, StateError, StateTensor};
 
 /// One named vector of a client's state. State comes back from disk before the model's schema is known, so it is checked
 /// when it is first used.
@@ -38,6 +38,30 @@ impl<B: Backend> Kept<B> {
                 state.take_params(self.name, like.schema(), &like.device())
             }
         }
+    }
+
+    /// The vector, of the schema and on the device of `start`, which it is where nothing was kept.
+    ///
+    /// # Errors
+    /// [`StateError::Shape`] where it is of another model.
+    pub(crate) fn recall_or(&self, start: &ParamVector<B>) -> Result<ParamVector<B>, StateError> {
+        match &self.vector {
+            Vector::Nothing => Ok(start.clone()),
+            _ => self.recall(start),
+        }
+    }
+
+    /// As [`Kept::recall_or`], for a model to be used.
+    ///
+    /// # Errors
+    /// [`SchemaError::Length`] where it is of another model.
+    pub(crate) fn deployed_or(&self, global: &ParamVector<B>) -> Result<ParamVector<B>, SchemaError> {
+        let found = match &self.vector {
+            Vector::Nothing => global.num_values(),
+            Vector::Live(vector) => vector.num_values(),
+            Vector::Restored(tensor) => tensor.shape.iter().product(),
+        };
+        self.recall_or(global).map_err(|_| SchemaError::Length { expected: global.num_values(), found })
     }
 
     /// Keeps `vector` from now on.

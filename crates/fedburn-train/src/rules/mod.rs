@@ -9,6 +9,7 @@ mod feddyn;
 mod flat;
 mod kept;
 mod ntd;
+mod personal;
 mod proximal;
 mod scaffold;
 mod sgd;
@@ -28,6 +29,10 @@ pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
 pub use flat::{edit_gradients, flat_gradients};
 pub(crate) use kept::Kept;
 pub use ntd::{LocalNtd, NotTrueDistillation, NtdConfig};
+pub use personal::{
+    Adaptation, Apfl, ApflConfig, Ditto, DittoConfig, FedBn, FedBnConfig, FedRep, FedRepConfig, PFedMe, PFedMeConfig,
+    PersonalConfig,
+};
 pub use proximal::{LocalProximal, Proximal, ProximalConfig};
 pub use scaffold::{ControlOption, LocalScaffold, ScaffoldRuleConfig};
 pub use sgd::LocalSgd;
