@@ -156,9 +156,13 @@ fn draw(path: &str, shares: &[f64], drawn: &[(Data, Vec<(Measured, Measured)>)])
     for (((data, measured), colour), label) in drawn.iter().zip(colours).zip(labels) {
         let theory = data.theory();
         let relative = |benefit: f64| benefit / theory.local_variance;
-        let curve = (0..=200).map(|i| f64::from(i) / 200.0).map(|share| (share, relative(theory.benefit(share))));
+        let curve = (0..=40).map(|i| f64::from(i) / 40.0).map(|share| (share, relative(theory.benefit(share))));
         let curve = curve.filter(|(_, y)| *y > -1.0);
-        let text = format!("{label}: best {:.2}, harmful from {:.2}", theory.optimal_weight(), theory.break_even());
+        let harm = match theory.break_even() {
+            even if even < 1.0 => format!("harmful from {even:.2}"),
+            _ => "never harmful".to_owned(),
+        };
+        let text = format!("{label}: best {:.2}, {harm}", theory.optimal_weight());
         chart
             .draw_series(LineSeries::new(curve, colour.stroke_width(2)))?
             .label(text)

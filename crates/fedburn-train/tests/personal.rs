@@ -18,8 +18,8 @@ use fedburn_data::{ClientData, Examples, Inputs};
 use fedburn_models::{NormKind, ZooConfig};
 use fedburn_train::{
     Adaptation, Apfl, ApflConfig, Ditto, DittoConfig, FedBnConfig, FedRep, FedRepConfig, LocalData, LocalRule,
-    LocalSgd, LocalTraining, LocalTrainingConfig, PFedMe, PFedMeConfig, PersonalConfig, ProximalConfig, ResidentModel,
-    RuleConfig, SharpnessAwareConfig, SupervisedClient,
+    LocalRun, LocalTraining, LocalTrainingConfig, PFedMe, PFedMeConfig, PersonalConfig, ProximalConfig, ResidentModel,
+    RuleConfig, SharpnessAwareConfig, SupervisedClient, Trained,
 };
 use proptest::prelude::*;
 
@@ -42,13 +42,25 @@ fn deployed<B: Backend>(rule: &dyn LocalRule<B, TrainPoint<B>>, global: [f32; 3]
     rule.deployed(&vector(global, device)).unwrap().to_host()
 }
 
+/// Plain descent on a quadratic.
+struct OnBowl(Quadratic);
+
+impl<B: Backend> LocalRule<B, TrainPoint<B>> for OnBowl {
+    fn train(&mut self, model: TrainPoint<B>, run: &LocalRun<'_, B>) -> Result<Trained<B, TrainPoint<B>>, TrainError> {
+        run.descend(model, &mut self.0)
+    }
+}
+
 #[test]
 fn golden_ditto_step() {
     fn check<B: Backend>(device: &B::Device) {
         let task = task_at::<B>([1.0, 1.0, 0.0], device);
-        let mut rule = Ditto::new(Box::new(LocalSgd), DittoConfig { lambda: 0.5 });
+        let mut rule = Ditto::new(Box::new(OnBowl(bowl([0.0; 3]))), DittoConfig { lambda: 0.5 });
         LocalRule::<B, TrainPoint<B>>::restore(&mut rule, own::<B>([2.0, 0.0, 0.0], device)).unwrap();
-        on_run(&task, &steps(1, 0.1), |model, run| rule.train_with(model, run, bowl([0.0; 3])).unwrap());
+        let sent = on_run(&task, &steps(1, 0.1), |model, run| {
+            rule.train_with(model, run, bowl([0.0; 3])).unwrap().model.host()
+        });
+        assert_close(&sent, &[0.9, 0.9, 0.0], 1e-6);
         assert_close(&deployed(&rule, [9.0; 3], device), &[1.75, 0.05, 0.0], 1e-6);
     }
     check::<Flex>(&FlexDevice);
