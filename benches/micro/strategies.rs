@@ -31,6 +31,15 @@ const ENTRIES: &[(&str, u64)] = &[
     // Two moments of every client.
     ("kind = 'ewwa'\nform = 'softmax'", CLIENTS + 2 + 4 * CLIENTS),
     ("kind = 'ewwa'\nform = 'log_share'", CLIENTS + 2 + 4),
+    ("kind = 'median'", CLIENTS + 1),
+    ("kind = 'trimmed_mean'", CLIENTS + 1),
+    // The next vector is the winner's own.
+    ("kind = 'krum'", CLIENTS),
+    ("kind = 'multi_krum'", CLIENTS + 1),
+    ("kind = 'bulyan'", CLIENTS + 1),
+    ("kind = 'geometric_median'", CLIENTS + 1),
+    ("kind = 'norm_clipping'", CLIENTS + 2),
+    ("kind = 'weight_erosion'", CLIENTS + 2),
 ];
 
 const CLIENTS: u64 = 10;
