@@ -269,7 +269,7 @@ impl Job<'_> {
             initial.clone(),
             run.seeds(),
         )?;
-        let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device);
+        let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device).with_threads(workers);
         let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
         let mut server = server.with_threads(workers);
         if server.coordinator().strategy().remembers_clients() {

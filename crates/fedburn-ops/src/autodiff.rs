@@ -102,6 +102,9 @@ fn record<B: Backend, C: CheckpointStrategy, const N: usize>(
     output: FloatTensor<B>,
     gradient: impl Fn(FloatTensor<B>, [bool; N]) -> [Option<FloatTensor<B>>; N] + Send + Sync + 'static,
 ) -> FloatTensor<Autodiff<B, C>> {
+    // As long as these live, a backward pass that another thread finishes meanwhile takes the parents for in use and
+    // leaves their steps in the graph.
+    let _in_use = parents.each_ref().map(|parent| parent.rc.clone());
     match Kernel.prepare::<C>(parents.map(|parent| parent.node)).compute_bound().stateful() {
         OpsKind::Tracked(step) => step.finish(State(Arc::new(gradient)), output),
         OpsKind::UnTracked(step) => step.finish(output),

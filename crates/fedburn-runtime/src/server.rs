@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
@@ -18,6 +18,10 @@ use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, Se
 /// # Determinism
 /// On one CPU backend the global vector after each round is a function of configuration and seed: the same bits for
 /// any number of workers, any order of answers, and for a run that was interrupted and resumed.
+///
+/// # Where the time goes
+/// At the level `debug` the server traces, for each round, the time of the whole exchange and the part of it in which
+/// updates were aggregated, and the time of each evaluation and checkpoint.
 pub struct Server<B: Backend> {
     config: ServerConfig,
     coordinator: Coordinator<B>,
@@ -200,8 +204,12 @@ impl<B: Backend> Server<B> {
         }
         // Closing the round needs the transport, which the exchange borrows: what ends the round waits until then.
         let mut closing = Vec::new();
+        let (round, began, mut aggregating) = (self.finished().next(), Instant::now(), Duration::ZERO);
         for outcome in self.transport.exchange(requests, self.config.timeout()) {
-            for effect in self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())? {
+            let came = Instant::now();
+            let effects = self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())?;
+            aggregating += came.elapsed();
+            for effect in effects {
                 match effect {
                     Effect::Emit(event @ (Event::ClientTrained { .. } | Event::ClientFailed { .. })) => {
                         watch.tell(&event)
@@ -211,6 +219,7 @@ impl<B: Backend> Server<B> {
             }
         }
         closing.extend(self.coordinator.step(Input::Deadline, self.began.elapsed())?);
+        tracing::debug!(%round, exchange = ?began.elapsed(), ?aggregating, "round");
         self.apply(closing, watch)?;
         Ok(())
     }
@@ -249,9 +258,11 @@ impl<B: Backend> Server<B> {
             return Ok(());
         }
         if let Some(evaluator) = &mut self.evaluator {
+            let began = Instant::now();
             let metrics = evaluator
                 .evaluate(self.coordinator.deployed())
                 .map_err(|source| ServerError::Evaluate { round, source })?;
+            tracing::debug!(%round, took = ?began.elapsed(), "evaluation");
             watch.tell(&Event::Evaluated { round, metrics });
         }
         Ok(())
@@ -263,6 +274,7 @@ impl<B: Backend> Server<B> {
             return Ok(());
         }
         if let Some(Checkpoints { dir, config_hash }) = &self.checkpoints {
+            let began = Instant::now();
             // Client state may only be dropped as far back as the oldest checkpoint that is kept.
             let oldest = dir.save(&Checkpoint {
                 round,
@@ -275,6 +287,7 @@ impl<B: Backend> Server<B> {
             })?;
             self.transport.checkpointed(oldest).map_err(|source| ServerError::Transport { round, source })?;
             self.coordinator.memory().checkpointed(oldest).map_err(|source| ServerError::Memory { round, source })?;
+            tracing::debug!(%round, took = ?began.elapsed(), "checkpoint");
             watch.tell(&Event::Checkpointed { round });
         }
         Ok(())

@@ -50,7 +50,7 @@ pub struct SupervisedClient<B: Backend, F: ModelFamily<B>, R = ResidentModel<B, 
 
 impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> SupervisedClient<B, F, R> {
     /// Examples in one forward pass of [`Client::evaluate`].
-    const EVALUATION_BATCH: usize = 256;
+    const EVALUATION_BATCH: usize = 64;
 
     /// A client that follows the rule of `training`.
     pub fn new(id: ClientId, data: LocalData, training: Arc<LocalTraining>, resident: R) -> Self {

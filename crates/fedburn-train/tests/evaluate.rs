@@ -46,6 +46,20 @@ proptest! {
     }
 }
 
+/// Batches that threads share out must not be lost, counted twice or added in another order.
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let (global, data) = (normed_initial(1), toy_data(203, 0));
+    let measured = |threads| {
+        let evaluator = ClassifierEvaluator::<Flex, _>::new(Normed, data.clone(), FlexDevice);
+        evaluator.with_batch_size(5).with_threads(threads).evaluate(&global).unwrap()
+    };
+    let one = measured(1);
+    for threads in [0, 2, 3, 50] {
+        assert_eq!(measured(threads), one, "{threads} threads");
+    }
+}
+
 #[test]
 fn the_batch_size_and_earlier_models_do_not_matter_with_batch_normalisation() {
     let data = toy_data(23, 0);
