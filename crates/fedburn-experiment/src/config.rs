@@ -7,7 +7,7 @@ use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
 use fedburn::runtime::{AttackConfig, AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
 use fedburn::strategies::StrategyConfig;
-use fedburn::train::LocalTrainingConfig;
+use fedburn::train::{LocalTrainingConfig, SharpnessConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -80,6 +80,9 @@ pub struct EvaluationConfig {
     /// Share of each client's examples that it holds out to evaluate on, in `[0, 1)`. Where it is 0, clients evaluate
     /// on their training examples.
     pub client_holdout: f64,
+    /// How the sharpness of the final model's minimum is measured, on the test set; not at all where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharpness: Option<SharpnessConfig>,
 }
 
 /// The `[transport]` table.
@@ -227,6 +230,9 @@ impl ExperimentConfig {
         if !(0.0..1.0).contains(&holdout) {
             return refuse("evaluation", format!("`client_holdout` is {holdout}, expected a share in [0, 1)"));
         }
+        if let Some(Err(error)) = self.evaluation.sharpness.map(SharpnessConfig::build) {
+            return refuse("evaluation.sharpness", error.to_string());
+        }
         for (field, epochs) in [
             ("centralised_epochs", self.baselines.centralised_epochs),
             ("local_only_epochs", self.baselines.local_only_epochs),
@@ -299,6 +305,11 @@ impl ExperimentConfig {
         self.server.checkpoint_every = self.server.checkpoint_every.min(1);
         self.baselines.centralised_epochs = self.baselines.centralised_epochs.map(|_| 1);
         self.baselines.local_only_epochs = self.baselines.local_only_epochs.map(|_| 1);
+        if let Some(sharpness) = &mut self.evaluation.sharpness {
+            sharpness.examples = sharpness.examples.min(32);
+            sharpness.iterations = sharpness.iterations.min(2);
+            sharpness.points = sharpness.points.min(3);
+        }
         self.expect.clear();
         self
     }

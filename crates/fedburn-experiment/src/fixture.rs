@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use fedburn::core::ClassId;
 use fedburn::data::PartitionStatistics;
 use fedburn::data::partition::Partition;
+use fedburn::train::{LossAt, Sharpness};
 
 use crate::results::{
     BaselinePoint, Baselines, ClientRow, ExperimentResults, LocalOnly, RoundRow, RunInfo, RunStatus, SeedResults,
@@ -83,6 +84,13 @@ pub(crate) fn partition(clients: usize) -> PartitionStatistics {
     PartitionStatistics::new(&Partition::new(lists, labels.len()).unwrap(), &labels, 10).unwrap()
 }
 
+/// A bowl of this curvature.
+pub(crate) fn sharpness(top_eigenvalue: f64) -> Sharpness {
+    let at = |distance: f64| LossAt { distance, loss: Some(0.5 + top_eigenvalue * distance * distance / 2.0) };
+    let curve = [-0.5, -0.25, 0.0, 0.25, 0.5].map(at).to_vec();
+    Sharpness { top_eigenvalue: Some(top_eigenvalue), products: 9, converged: true, examples: 100, curve }
+}
+
 /// Writes what a run would.
 pub(crate) fn write(run: &SeedResults, dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
@@ -90,6 +98,7 @@ pub(crate) fn write(run: &SeedResults, dir: &Path) {
     run.run.iter().for_each(|info| write_json(&dir.join("run.json"), info).unwrap());
     run.baselines.iter().for_each(|baselines| write_json(&dir.join("baselines.json"), baselines).unwrap());
     run.partition.iter().for_each(|partition| write_json(&dir.join("partition.json"), partition).unwrap());
+    run.sharpness.iter().for_each(|sharpness| write_json(&dir.join("sharpness.json"), sharpness).unwrap());
     run.summary.iter().for_each(|summary| write_json(&dir.join("summary.json"), summary).unwrap());
     write_csv(&dir.join("rounds.csv"), &run.rounds).unwrap();
     write_csv(&dir.join("clients.csv"), &run.clients).unwrap();

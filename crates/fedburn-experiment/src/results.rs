@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use fedburn::data::PartitionStatistics;
+use fedburn::train::Sharpness;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -207,6 +208,8 @@ pub struct Summary {
     pub seconds_per_round: Option<f64>,
     /// The baselines' accuracy, where asked for.
     pub baselines: BaselineFigures,
+    /// Largest eigenvalue of the loss's Hessian at the final model, where sharpness was measured.
+    pub top_eigenvalue: Option<f64>,
     /// Fingerprint of the partition.
     pub partition_fingerprint: Option<String>,
     /// [`model_hash`] of the final global vector.
@@ -250,7 +253,7 @@ impl From<&Baselines> for BaselineFigures {
 }
 
 impl Summary {
-    /// Condenses the rows of a run. `baselines`, `partition_fingerprint` and `model_hash` are filled in by the caller.
+    /// Condenses the rows of a run. `baselines`, `top_eigenvalue`, `partition_fingerprint` and `model_hash` are filled in by the caller.
     pub fn of_rounds(config_hash: impl Into<String>, seed: u64, rounds: &[RoundRow]) -> Self {
         let series = |value: fn(&RoundRow) -> Option<f64>| {
             let points = rounds.iter().filter_map(|row| Some(Measured { round: row.round, value: value(row)? }));
@@ -276,6 +279,7 @@ impl Summary {
             seconds: seconds.iter().sum(),
             seconds_per_round: median(seconds),
             baselines: BaselineFigures::default(),
+            top_eigenvalue: None,
             partition_fingerprint: None,
             model_hash: None,
         }
@@ -335,6 +339,8 @@ pub struct SeedResults {
     pub baselines: Option<Baselines>,
     /// `partition.json`.
     pub partition: Option<PartitionStatistics>,
+    /// `sharpness.json`.
+    pub sharpness: Option<Sharpness>,
     /// `summary.json`.
     pub summary: Option<Summary>,
     /// From `events.jsonl`: why clients failed and rounds were abandoned, in words, and how often.
@@ -354,6 +360,7 @@ impl SeedResults {
         found.run = noted(problems, read_json(dir, "run.json"));
         found.baselines = noted(problems, read_json(dir, "baselines.json"));
         found.partition = noted(problems, read_json(dir, "partition.json").and_then(rectangular));
+        found.sharpness = noted(problems, read_json(dir, "sharpness.json"));
         found.summary = noted(problems, read_json(dir, "summary.json"));
         found.clients = read_csv(dir, "clients.csv", problems);
         let told = events::read(dir, problems);
@@ -381,7 +388,11 @@ impl SeedResults {
     pub fn figures(&self) -> Summary {
         let hash = self.run.as_ref().map(|run| run.config_hash.as_str()).unwrap_or_default();
         let figures = Summary::of_rounds(hash, self.seed, &self.rounds);
-        Summary { baselines: self.baselines.as_ref().map(BaselineFigures::from).unwrap_or_default(), ..figures }
+        Summary {
+            baselines: self.baselines.as_ref().map(BaselineFigures::from).unwrap_or_default(),
+            top_eigenvalue: self.sharpness.as_ref().and_then(|sharpness| sharpness.top_eigenvalue),
+            ..figures
+        }
     }
 }
 
@@ -492,6 +503,7 @@ mod tests {
         run.baselines = Some(fixture::baselines(0.8, &[0.4, 0.6]));
         run.clients = fixture::clients([0.5, 1.0]);
         run.partition = Some(fixture::partition(20));
+        run.sharpness = Some(fixture::sharpness(3.5));
         run.summary = Some(Summary::of_rounds("00", 4, &run.rounds));
         run
     }
@@ -505,7 +517,7 @@ mod tests {
         assert_eq!(read.problems, Vec::<String>::new());
         assert_eq!((read.run, read.rounds, read.clients), (run.run, run.rounds, run.clients));
         assert_eq!((read.baselines, read.summary, read.config), (run.baselines, run.summary, run.config));
-        assert_eq!(read.partition, run.partition);
+        assert_eq!((read.partition, read.sharpness), (run.partition, run.sharpness));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{
-    ClientId, ClientInfo, Event, Metrics, ModelFamily, Observer, Population, Purpose, RoundIndex, SchemaError,
-    StateError, StopReason, TransportError, flatten,
+    ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, Population, Purpose, RoundIndex,
+    SchemaError, StateError, StopReason, TransportError, flatten,
 };
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
@@ -17,7 +17,7 @@ use fedburn::runtime::{
     Attacked, CheckpointDir, CheckpointError, DiskStore, DroppingOut, EarlyStop, EventLog, JsonLines, ObserverError,
     RoundsCsv, RunSummary, Server, ServerError,
 };
-use fedburn::train::{ClassifierEvaluator, ClientDataSource, SupervisedPopulation};
+use fedburn::train::{ClassifierEvaluator, ClientDataSource, SharpnessEvaluator, SupervisedPopulation};
 use fedburn::transport::InProcess;
 use thiserror::Error;
 
@@ -147,6 +147,13 @@ pub enum RunError {
         #[from]
         source: BaselineError,
     },
+    /// The final model's sharpness could not be measured.
+    #[error("sharpness: {source}")]
+    Sharpness {
+        /// Why.
+        #[from]
+        source: EvaluateError,
+    },
     /// The parts of the run do not fit.
     #[error("{reason}")]
     Assembly {
@@ -269,7 +276,7 @@ impl Job<'_> {
             initial.clone(),
             run.seeds(),
         )?;
-        let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device).with_threads(workers);
+        let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device.clone()).with_threads(workers);
         let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
         let mut server = server.with_threads(workers);
         if server.coordinator().strategy().remembers_clients() {
@@ -305,6 +312,12 @@ impl Job<'_> {
 
         self.write_model(&summary)?;
         self.write_clients(&measured)?;
+        if let Some(config) = config.evaluation.sharpness {
+            let seed = run.seeds().purpose(Purpose::Evaluation);
+            let mut evaluator = SharpnessEvaluator::new(family.clone(), config, &test, device);
+            let sharpness = evaluator.measure(&summary.deployed, seed)?;
+            results::write_json(&self.path("sharpness.json"), &sharpness)?;
+        }
         let baseline = Baseline { family, training: experiment.training().clone(), initial, test, run: run.seeds() };
         let baselines = self.baselines(&baseline, workers)?;
         results::write_json(&self.path("baselines.json"), &baselines)?;

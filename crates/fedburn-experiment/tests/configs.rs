@@ -51,6 +51,12 @@ fn impossible_values_are_told_with_table_field_value_and_expectation() {
     refused_edit("rounds = 4", "rounds = 4, min_updates = 0", &["[server]", "`min_updates` is 0", "at least 1"]);
     refused_edit("per_round = 3", "per_round = 7", &["[sampler]", "`per_round` is 7", "1 to 6"]);
     refused_edit("client_holdout = 0.2", "client_holdout = 1.0", &["[evaluation]", "`client_holdout` is 1", "[0, 1)"]);
+    let flat = "client_holdout = 0.2, sharpness = { points = 4 }";
+    refused_edit("client_holdout = 0.2", flat, &["[evaluation.sharpness]", "`points` is 4", "odd"]);
+    let momentum = "rule = { scaffold = {} }, momentum = 0.5";
+    refused_edit("rule = \"sgd\"", momentum, &["[client]", "`momentum` is 0.5", "`scaffold`"]);
+    let pull = "rule = { proximal = { mu = 10.0 } }";
+    refused_edit("rule = \"sgd\"", pull, &["[client]", "`rule.proximal.mu` is 10", "overshoot"]);
     refused_edit("alpha = 0.5", "alpha = 0.0", &["[partition]", "`alpha` is 0", "expected"]);
     refused_edit("seeds = [0]", "seeds = [0, 5, 0]", &["seeds", "0 twice"]);
     refused_edit("seeds = [0]", "seeds = []", &["seeds", "at least one"]);

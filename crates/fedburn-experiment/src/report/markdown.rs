@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::curves;
+use super::{curves, sharpness};
 use crate::Metric;
 use crate::format::{mean_sd, mebibytes, percent, seconds, utc};
 use crate::results::{ExperimentResults, RunInfo, SeedStatus, Summary};
@@ -20,9 +20,12 @@ pub fn markdown(experiments: &[ExperimentResults]) -> String {
     };
     let mut page = format!("# Results: {}\n\n", escaped(suite));
     page += "Mean ± standard deviation over seeds, measured on data that no client trains on.\n\n";
-    page += "| experiment | seeds | rounds | final accuracy | best accuracy | final loss | centralised | clients alone | traffic | time |\n";
-    page += "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
-    experiments.iter().for_each(|results| page += &line(results));
+    let sharp = experiments.iter().any(|results| results.seeds.iter().any(|run| run.sharpness.is_some()));
+    page += "| experiment | seeds | rounds | final accuracy | best accuracy | final loss | centralised | clients alone | traffic | time |";
+    page += if sharp { " largest eigenvalue |\n" } else { "\n" };
+    page += "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|";
+    page += if sharp { "---:|\n" } else { "\n" };
+    experiments.iter().for_each(|results| page += &line(results, sharp));
     let _ = write!(page, "\n{}", linked(&format!("{suite}/all-")));
     for results in experiments {
         let _ = write!(page, "\n## {}\n\n{}\n", escaped(&results.name), escaped(&results.title()));
@@ -62,7 +65,12 @@ pub(super) fn pictures(experiments: &[ExperimentResults]) -> Vec<(String, String
         pictures.extend(overlay.map(|svg| (format!("{suite}/all-{metric}.svg"), svg)));
     }
     for results in experiments {
-        for (metric, chart) in [("accuracy", curves::accuracy(results)), ("loss", curves::loss(results))] {
+        let charts = [
+            ("accuracy", curves::accuracy(results)),
+            ("loss", curves::loss(results)),
+            ("sharpness", sharpness::curve(results)),
+        ];
+        for (metric, chart) in charts {
             pictures.extend(chart.svg(WIDTH, HEIGHT).map(|svg| (format!("{}-{metric}.svg", results.name), svg)));
         }
     }
@@ -76,11 +84,12 @@ fn suite(results: &ExperimentResults) -> &str {
     results.name.split('/').next().unwrap_or_default()
 }
 
-fn line(results: &ExperimentResults) -> String {
+/// A row of the table; `sharp` adds the Hessian's largest eigenvalue.
+fn line(results: &ExperimentResults, sharp: bool) -> String {
     let over = |of: fn(&Summary) -> Option<f64>, show: fn(f64) -> String| {
         results.spread(|run| of(&run.figures())).map_or_else(|| "–".into(), |spread| mean_sd(&spread, show))
     };
-    let cells = [
+    let mut cells = vec![
         escaped(&results.name),
         format!(
             "{} of {}",
@@ -96,6 +105,7 @@ fn line(results: &ExperimentResults) -> String {
         over(|s| Some((s.bytes_down + s.bytes_up) as f64), mebibytes),
         results.spread(|run| Some(run.figures().seconds)).map_or_else(|| "–".into(), |spread| seconds(spread.mean)),
     ];
+    cells.extend(sharp.then(|| over(|s| s.top_eigenvalue, |value| format!("{value:.2}"))));
     format!("| {} |\n", cells.join(" | "))
 }
 

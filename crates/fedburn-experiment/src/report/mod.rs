@@ -7,6 +7,7 @@ mod markdown;
 mod mixing;
 mod page;
 mod partition;
+mod sharpness;
 
 use std::path::{Path, PathBuf};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::Chart;
-use super::{curves, mixing, partition};
+use super::{curves, mixing, partition, sharpness};
 use crate::format::{mean_sd, mebibytes, percent, points, seconds, utc};
 use crate::results::{ExperimentResults, SeedResults, SeedStatus, Summary};
 use crate::{Spread, Verdict};
@@ -37,6 +37,7 @@ pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
                     (mixing::section(results))
                     (partition::section(results))
                     (clients(results))
+                    (sharpness::section(results))
                     (cost(results))
                     (failures(results))
                     (repetition(results))
@@ -328,7 +329,7 @@ fn loss(value: f64) -> String {
     format!("{value:.4}")
 }
 
-fn dash(text: Option<String>) -> String {
+pub(super) fn dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "–".into())
 }
 
@@ -428,6 +429,16 @@ mod tests {
         run.incidents.insert(attack.into(), 3);
         run.problems.push(attack.into());
         page(&experiment("s/<b>n", vec![run]), &[]);
+    }
+
+    #[test]
+    fn sharpness_is_shown_where_it_was_measured() {
+        let mut runs = vec![run(0.9), run(0.8), run(0.7)];
+        runs[0].sharpness = Some(crate::fixture::sharpness(3.5));
+        runs[2].sharpness = Some(crate::fixture::sharpness(4.5));
+        let page = page(&experiment("s/n", runs), &[]);
+        assert!(page.contains("<section id=\"sharpness\">") && page.contains("4.00 ± 0.71"), "{page}");
+        assert!(page.contains("loss along a random direction"));
     }
 
     #[test]

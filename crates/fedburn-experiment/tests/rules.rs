@@ -1,0 +1,77 @@
+//! Local rules, compression and sharpness from a file to the results on disk.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+
+use support::{STEADY, Workplace, json};
+
+/// A run of two rounds with this `[client]` table and these evaluation settings: the final model's hash.
+fn model_hash(client: &str, evaluation: &str) -> (String, Workplace) {
+    let config = STEADY
+        .replace("rule = \"sgd\"", client)
+        .replace("rounds = 4", "rounds = 2")
+        .replace("client_holdout = 0.2", &format!("client_holdout = 0.2{evaluation}"));
+    let place = Workplace::new(&config);
+    place.succeed("experiment run suite --out out");
+    let summary = json(&place.seed("out", 0).join("summary.json"));
+    (summary["model_hash"].as_str().unwrap().to_owned(), place)
+}
+
+#[test]
+fn every_rule_and_wrapper_runs_and_does_something() {
+    let plain = model_hash("rule = \"sgd\"", "").0;
+    let mut hashes = vec![plain.clone()];
+    for client in [
+        "rule = { proximal = { mu = 1.0 } }",
+        "rule = { ntd = {} }",
+        "rule = { ntd = {} }, sharpness = { kind = \"sam\" }",
+        "sharpness = { kind = \"sam\" }",
+        "sharpness = { kind = \"asam\" }",
+        "compression = { kind = \"scaled_sign\" }",
+        "compression = { kind = \"top_k\", share = 0.1 }",
+    ] {
+        hashes.push(model_hash(client, "").0);
+    }
+    for client in ["rule = { proximal = { mu = 0.0 } }", "sharpness = { kind = \"asam\", rho = 0.0 }"] {
+        assert_eq!(model_hash(client, "").0, plain, "{client}");
+    }
+    let count = hashes.len();
+    hashes.sort();
+    hashes.dedup();
+    assert_eq!(hashes.len(), count, "two settings gave the same model");
+}
+
+#[test]
+fn clients_keep_their_state_between_rounds() {
+    let run = |rounds: usize| {
+        let config = STEADY
+            .replace("rule = \"sgd\"", "compression = { kind = \"top_k\", share = 0.2 }")
+            .replace("rounds = 4, checkpoint_every = 3", &format!("rounds = {rounds}, checkpoint_every = 1"));
+        let place = Workplace::new(&config);
+        place.succeed("experiment run suite --out out");
+        let kept = fs::read_dir(place.seed("out", 0).join("clients")).unwrap().count();
+        assert!(kept > 0, "the store of clients is empty");
+        json(&place.seed("out", 0).join("summary.json"))["model_hash"].clone()
+    };
+    assert_eq!(run(3), run(3));
+}
+
+#[test]
+fn sharpness_is_measured_written_and_reported() {
+    let asked = ", sharpness = { examples = 100, iterations = 20, points = 5 }";
+    let (hash, place) = model_hash("rule = \"sgd\"", asked);
+    assert_eq!(hash, model_hash("rule = \"sgd\"", "").0, "measuring changes nothing");
+    let dir = place.seed("out", 0);
+    let sharpness = json(&dir.join("sharpness.json"));
+    let eigenvalue = sharpness["top_eigenvalue"].as_f64().unwrap();
+    assert!(eigenvalue > 0.0, "{sharpness}");
+    assert_eq!(sharpness["examples"], 100);
+    let losses: Vec<f64> =
+        sharpness["curve"].as_array().unwrap().iter().map(|point| point["loss"].as_f64().unwrap()).collect();
+    assert!(losses.len() == 5 && losses[2] < losses[0].max(losses[4]), "the model lies in a valley: {losses:?}");
+    assert_eq!(json(&dir.join("summary.json"))["top_eigenvalue"].as_f64(), Some(eigenvalue));
+    let page = fs::read_to_string(place.path("out/suite/name/report.html")).unwrap();
+    assert!(page.contains("<section id=\"sharpness\">") && page.contains(&format!("{eigenvalue:.2}")));
+}
