@@ -197,7 +197,8 @@ impl<B: Backend> Server<B> {
 
     fn round(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
         let clients = self.transport.clients();
-        let effects = self.coordinator.step(Input::Begin(&clients), self.began.elapsed())?;
+        let opened = self.began.elapsed();
+        let effects = self.coordinator.step(Input::Begin(&clients), opened)?;
         let requests = self.apply(effects, watch)?;
         if requests.is_empty() {
             return Ok(());
@@ -220,6 +221,14 @@ impl<B: Backend> Server<B> {
         }
         closing.extend(self.coordinator.step(Input::Deadline, self.began.elapsed())?);
         tracing::debug!(%round, exchange = ?began.elapsed(), ?aggregating, "round");
+        // The coordinator was told the time before it aggregated; a round lasts until its vector is there.
+        let spent = self.began.elapsed().saturating_sub(opened).as_secs_f64();
+        for effect in &mut closing {
+            if let Effect::Emit(Event::RoundCommitted { seconds, .. } | Event::RoundAbandoned { seconds, .. }) = effect
+            {
+                *seconds = spent;
+            }
+        }
         self.apply(closing, watch)?;
         Ok(())
     }
