@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    BulyanConfig, EwwaConfig, FedAvgConfig, GeometricMedianConfig, KrumConfig, MedianConfig, MultiKrumConfig,
-    NormClippingConfig, OptimalAveragingConfig, TrimmedMeanConfig, WeightErosionConfig,
+    BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDynConfig, FedNovaConfig,
+    FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig, MedianConfig, MultiKrumConfig, NormClippingConfig,
+    OptimalAveragingConfig, ScaffoldConfig, SwaConfig, TrimmedMeanConfig, WeightErosionConfig,
 };
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
@@ -37,6 +38,31 @@ pub enum StrategyConfig {
     NormClipping(NormClippingConfig),
     /// One client's model, from which differing peers fade out.
     WeightErosion(WeightErosionConfig),
+    /// Server momentum.
+    #[serde(rename = "fedavgm")]
+    FedAvgM(FedAvgMConfig),
+    /// Server Adagrad.
+    #[serde(rename = "fedadagrad")]
+    FedAdagrad(FedAdagradConfig),
+    /// Server Adam.
+    #[serde(rename = "fedadam")]
+    FedAdam(FedOptConfig),
+    /// Server Yogi.
+    #[serde(rename = "fedyogi")]
+    FedYogi(FedOptConfig),
+    /// Server AMSGrad.
+    #[serde(rename = "fedams")]
+    FedAms(FedAmsConfig),
+    /// Updates normalised by the clients' steps.
+    #[serde(rename = "fednova")]
+    FedNova(FedNovaConfig),
+    /// Control variates.
+    Scaffold(ScaffoldConfig),
+    /// Dynamic regularisation.
+    #[serde(rename = "feddyn")]
+    FedDyn(FedDynConfig),
+    /// Stochastic weight averaging around another strategy.
+    Swa(SwaConfig),
 }
 
 impl Default for StrategyConfig {
@@ -59,7 +85,30 @@ impl StrategyConfig {
         "geometric_median",
         "norm_clipping",
         "weight_erosion",
+        "fedavgm",
+        "fedadagrad",
+        "fedadam",
+        "fedyogi",
+        "fedams",
+        "fednova",
+        "scaffold",
+        "feddyn",
+        "swa",
     ];
+
+    /// The strategy that this one wraps, where it is a wrapper.
+    pub fn base(&self) -> Option<&Self> {
+        match self {
+            Self::Swa(config) => Some(&config.base),
+            Self::NormClipping(config) => Some(&config.base),
+            _ => None,
+        }
+    }
+
+    /// This strategy and all that it wraps, from the outermost in.
+    pub fn layers(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |config| config.base())
+    }
 
     /// Checks the settings and makes the strategy.
     ///
@@ -78,6 +127,15 @@ impl StrategyConfig {
             Self::GeometricMedian(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::NormClipping(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::WeightErosion(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::FedAvgM(config) => Strategy::Mean(Box::new(config.build()?)),
+            Self::FedAdagrad(config) => Strategy::Mean(Box::new(config.build()?)),
+            Self::FedAdam(config) => Strategy::Mean(Box::new(config.build(FedOptRule::Adam)?)),
+            Self::FedYogi(config) => Strategy::Mean(Box::new(config.build(FedOptRule::Yogi)?)),
+            Self::FedAms(config) => Strategy::Mean(Box::new(config.build()?)),
+            Self::FedNova(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::Scaffold(config) => Strategy::Mean(Box::new(config.build()?)),
+            Self::FedDyn(config) => Strategy::Mean(Box::new(config.build()?)),
+            Self::Swa(config) => config.build()?,
         })
     }
 }
@@ -98,4 +156,31 @@ pub enum StrategyConfigError {
         /// What was expected.
         expected: &'static str,
     },
+}
+
+impl StrategyConfigError {
+    /// Refuses what is not a number above 0 that 32-bit floats can hold.
+    pub(crate) fn positive(kind: &'static str, field: &'static str, value: f64) -> Result<(), Self> {
+        Self::check(kind, field, value, (1e-30..=1e30).contains(&value), "a number above 0, from 1e-30 to 1e30")
+    }
+
+    /// Refuses what is not a number from 0 that 32-bit floats can hold.
+    pub(crate) fn not_negative(kind: &'static str, field: &'static str, value: f64) -> Result<(), Self> {
+        Self::check(kind, field, value, (0.0..=1e30).contains(&value), "a number from 0 to 1e30")
+    }
+
+    /// Refuses what is not a decay rate.
+    pub(crate) fn share(kind: &'static str, field: &'static str, value: f64) -> Result<(), Self> {
+        Self::check(kind, field, value, (0.0..1.0).contains(&value), "a number from 0 to below 1")
+    }
+
+    fn check(
+        kind: &'static str,
+        field: &'static str,
+        value: f64,
+        ok: bool,
+        expected: &'static str,
+    ) -> Result<(), Self> {
+        if ok { Ok(()) } else { Err(Self::Value { kind, field, value: value.to_string(), expected }) }
+    }
 }

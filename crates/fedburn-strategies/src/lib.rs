@@ -17,7 +17,12 @@
 mod bulyan;
 mod catalogue;
 mod ewwa;
+mod fedams;
 mod fedavg;
+mod fedavgm;
+mod feddyn;
+mod fednova;
+mod fedopt;
 mod geometric_median;
 mod host;
 mod krum;
@@ -25,13 +30,21 @@ mod median;
 mod norm_clipping;
 mod optimal_averaging;
 mod robust;
+mod scaffold;
+mod server_step;
+mod swa;
 mod trimmed_mean;
 mod weight_erosion;
 
 pub use bulyan::{Bulyan, BulyanConfig};
 pub use catalogue::{StrategyConfig, StrategyConfigError};
 pub use ewwa::{Ewwa, EwwaConfig, EwwaForm, EwwaOptimizer};
+pub use fedams::{FedAms, FedAmsConfig};
 pub use fedavg::{FedAvg, FedAvgConfig};
+pub use fedavgm::{FedAvgM, FedAvgMConfig};
+pub use feddyn::{FedDyn, FedDynConfig};
+pub use fednova::{EffectiveSteps, FedNova, FedNovaConfig};
+pub use fedopt::{FedAdagradConfig, FedOpt, FedOptConfig, FedOptRule};
 pub use geometric_median::{GeometricMedian, GeometricMedianConfig};
 pub use krum::{Krum, KrumConfig, MultiKrum, MultiKrumConfig};
 pub use median::{Median, MedianConfig};
@@ -41,6 +54,8 @@ pub use optimal_averaging::{
     source_weights,
 };
 pub use robust::IfTooFew;
+pub use scaffold::{Scaffold, ScaffoldConfig};
+pub use swa::{Swa, SwaCollect, SwaConfig};
 pub use trimmed_mean::{TrimmedMean, TrimmedMeanConfig};
 pub use weight_erosion::{WeightErosion, WeightErosionConfig};
 

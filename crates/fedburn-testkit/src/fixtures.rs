@@ -33,6 +33,17 @@ pub fn update<B: Backend>(client: u64, num_examples: u64, params: ParamVector<B>
     ClientUpdate { client: ClientId(client), local }
 }
 
+/// The update with what some strategies ask of clients besides: as many steps as the client's number and one, and half
+/// its parameters as the change of its control variate. Strategies that did not ask do not look.
+pub fn answer_all<B: Backend>(mut update: ClientUpdate<B>) -> ClientUpdate<B> {
+    let (steps, params) = (update.client.0 + 1, &update.local.params);
+    let control = params.with_values(params.values().clone() * 0.5).expect("as many values as before");
+    update.local.side.vectors.insert(SideInfo::<B>::CONTROL_DELTA.into(), control);
+    let report = &mut update.local.report;
+    (report.accumulation, report.steps) = (Some(steps as f64), Some(steps));
+    update
+}
+
 /// The BASE case of the golden vectors: `x_t = [1, 2, 3]`, client A with one example, client B with three.
 pub fn base_case<B: Backend>(device: &B::Device) -> (ParamVector<B>, Vec<ClientUpdate<B>>) {
     let schema = schema(&[3]);

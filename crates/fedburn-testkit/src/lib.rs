@@ -7,7 +7,7 @@ pub mod reference;
 mod strategy_laws;
 mod transport_suite;
 
-pub use fixtures::{EchoClient, EchoPopulation, base_case, schema, update, vector};
+pub use fixtures::{EchoClient, EchoPopulation, answer_all, base_case, schema, update, vector};
 pub use reference::{Rounds, combine, weighted_mean};
 pub use strategy_laws::{Convexity, strategy_laws};
 pub use transport_suite::transport_suite;

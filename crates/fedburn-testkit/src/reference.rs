@@ -3,6 +3,7 @@
 pub mod averaging;
 pub mod ewwa;
 pub mod robust;
+pub mod server;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{

@@ -6,7 +6,7 @@ use proptest::prelude::{TestCaseError, prop, prop_assert, prop_assert_eq};
 use proptest::strategy::Strategy as _;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::{Rounds, combine, schema, update, vector};
+use crate::{Rounds, answer_all, combine, schema, update, vector};
 
 /// Whether the result of a strategy lies in the convex hull of the updates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ fn case() -> impl proptest::strategy::Strategy<Value = Case> {
     })
 }
 
-/// Checks every law over random rounds of one to five clients.
+/// Checks every law over random rounds of one to five clients, who answer all that strategies ask ([`answer_all`]).
 ///
 /// # Panics
 /// With the broken law and the round that breaks it.
@@ -56,8 +56,10 @@ pub fn strategy_laws<B: Backend>(make: impl Fn() -> Strategy<B>, convexity: Conv
     });
     run("scaling every example count changes nothing", &|c| {
         let (global, updates) = build(&c, device);
-        let scaled: Vec<_> =
-            updates.iter().map(|u| update(u.client.0, 8 * u.local.num_examples, u.local.params.clone())).collect();
+        let scaled: Vec<_> = updates
+            .iter()
+            .map(|u| answer_all(update(u.client.0, 8 * u.local.num_examples, u.local.params.clone())))
+            .collect();
         close(&aggregate(&mut make(), 1, &global, &updates)?, &aggregate(&mut make(), 1, &global, &scaled)?, 1e-5)
     });
     run("permuting updates changes nothing", &|c| {
@@ -95,7 +97,8 @@ pub fn strategy_laws<B: Backend>(make: impl Fn() -> Strategy<B>, convexity: Conv
 
 fn build<B: Backend>((global, clients): &Case, device: &B::Device) -> (ParamVector<B>, Vec<ClientUpdate<B>>) {
     let schema = schema(&[global.len()]);
-    let updates = clients.iter().enumerate().map(|(k, (n, x))| update(k as u64, *n, vector(x, &schema, device)));
+    let updates =
+        clients.iter().enumerate().map(|(k, (n, x))| answer_all(update(k as u64, *n, vector(x, &schema, device))));
     (vector(global, &schema, device), updates.collect())
 }
 
