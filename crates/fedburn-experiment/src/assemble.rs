@@ -10,7 +10,8 @@ use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, PartitionStatistics};
 use fedburn::models::Zoo;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
-use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining};
+use fedburn::strategies::Mixing;
+use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig};
 
 use crate::config::{ConfigError, ExperimentConfig};
 
@@ -22,6 +23,7 @@ pub struct Experiment {
     dataset: Arc<Dataset>,
     zoo: Zoo,
     training: LocalTraining,
+    mixing: Option<Mixing>,
     availability: Availability,
 }
 
@@ -47,12 +49,18 @@ impl Experiment {
         config.server.check().map_err(|e| refuse("server", server_reason(&e)))?;
         config.early_stop.clone().unwrap_or_default().build().map_err(|e| refuse("early_stop", e.to_string()))?;
         let training = config.client.clone().build().map_err(|e| refuse("client", e.to_string()))?;
+        let mixing = match &config.client.personal {
+            Some(PersonalConfig::Mixing(mixing)) => {
+                Some(Mixing::new(mixing.clone()).map_err(|e| refuse("client", e.to_string()))?)
+            }
+            _ => None,
+        };
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
         let dataset = datasets::load(&config.data, data_root).map_err(|e| refuse("data", e.to_string()))?;
         let dataset = config.reduce.apply(dataset).map_err(|e| refuse("reduce", e.to_string()))?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
-        Ok(Self { path: path.to_owned(), config, dataset: Arc::new(dataset), zoo, training, availability })
+        Ok(Self { path: path.to_owned(), config, dataset: Arc::new(dataset), zoo, training, mixing, availability })
     }
 
     /// The config that the parts were made from.
@@ -73,6 +81,11 @@ impl Experiment {
     /// How clients train.
     pub fn training(&self) -> &LocalTraining {
         &self.training
+    }
+
+    /// How clients mix their own models with the global one, where they do.
+    pub fn mixing(&self) -> Option<&Mixing> {
+        self.mixing.as_ref()
     }
 
     /// Splits the data for one seed and checks that strategy and sampler can be made.

@@ -9,7 +9,7 @@ use fedburn::core::{
     ClientInfo, EvaluateError, Evaluator, Metrics, ModelFamily, ParamVector, Purpose, Seed, TrainError,
 };
 use fedburn::data::ClientData;
-use fedburn::train::{CentralError, CentralTraining, ClassifierEvaluator, ClientDataSource, LocalTraining};
+use fedburn::train::{CentralError, CentralTraining, ClassifierEvaluator, ClientDataSource, LocalData, LocalTraining};
 use thiserror::Error;
 
 use crate::results::{BaselinePoint, LocalOnly};
@@ -134,7 +134,7 @@ impl<B: Backend, F: ModelFamily<B>> Baseline<B, F> {
         epochs: usize,
     ) -> Result<LocalOnly, BaselineError> {
         let what = || format!("client {} alone", client.id);
-        let data = source.local_data(client.id)?.train;
+        let LocalData { train: data, held_out } = source.local_data(client.id)?;
         let seed = self.run.purpose(Purpose::Baseline).index(1).client(client.id);
         let params = central
             .run(&self.initial, &data, epochs as u64, seed, |_| ControlFlow::Continue(()))
@@ -142,7 +142,11 @@ impl<B: Backend, F: ModelFamily<B>> Baseline<B, F> {
         let metrics =
             evaluator.evaluate(&params).map_err(|source| BaselineError::Evaluation { what: what(), source })?;
         let [loss, accuracy] = [Metrics::LOSS, Metrics::ACCURACY].map(|name| metrics.get(name));
-        Ok(LocalOnly { client: client.id.0, num_examples: client.num_examples, accuracy, loss })
+        let own_data = held_out.filter(|data| !data.is_empty()).unwrap_or(data);
+        let mut own = ClassifierEvaluator::new(self.family.clone(), own_data, self.initial.device());
+        let own = own.evaluate(&params).map_err(|source| BaselineError::Evaluation { what: what(), source })?;
+        let own_accuracy = own.get(Metrics::ACCURACY);
+        Ok(LocalOnly { client: client.id.0, num_examples: client.num_examples, accuracy, loss, own_accuracy })
     }
 
     fn central(&self) -> CentralTraining<B, F> {

@@ -59,6 +59,7 @@ pub(crate) fn baselines(centralised: f64, local_only: &[f64]) -> Baselines {
         num_examples: 40 + 7 * client,
         accuracy: Some(accuracy),
         loss: Some(1.0 - accuracy),
+        own_accuracy: Some(accuracy),
     };
     Baselines {
         centralised: Some((1..=10).map(point).collect()),
@@ -72,6 +73,7 @@ pub(crate) fn clients(accuracy: impl IntoIterator<Item = f64>) -> Vec<ClientRow>
         num_examples: 10 + client % 13,
         accuracy: Some(accuracy),
         loss: Some(1.0 - accuracy),
+        global_accuracy: Some(accuracy),
     };
     (0..).zip(accuracy).map(row).collect()
 }

@@ -32,6 +32,7 @@ pub mod backend;
 pub mod baselines;
 pub mod check;
 pub mod cli;
+mod clients;
 pub mod compare;
 pub mod config;
 mod events;

@@ -162,7 +162,13 @@ mod tests {
             ..SeedResults::default()
         };
         assert_eq!(Metric::AccuracyOverLocalOnly.at(&run, 3), None);
-        let alone = |client, accuracy| LocalOnly { client, num_examples: 5, accuracy: Some(accuracy), loss: None };
+        let alone = |client, accuracy| LocalOnly {
+            client,
+            num_examples: 5,
+            accuracy: Some(accuracy),
+            loss: None,
+            own_accuracy: None,
+        };
         run.baselines = Some(Baselines {
             centralised: Some(vec![BaselinePoint { epoch: 1, loss: None, accuracy: Some(0.95) }]),
             local_only: Some(vec![alone(0, 0.4), alone(1, 0.6)]),

@@ -119,9 +119,13 @@ pub struct ClientRow {
     /// Mean loss; `None` without held-out examples or where it was not finite.
     #[serde(default, deserialize_with = "finite")]
     pub loss: Option<f64>,
+    /// Accuracy of the plain global model on the same examples, in `[0, 1]`; `accuracy` is that of the client's own
+    /// model, where it keeps one.
+    #[serde(default, deserialize_with = "finite")]
+    pub global_accuracy: Option<f64>,
 }
 
-/// What the federation is held against: `baselines.json`. All measured on the server's held-out data.
+/// What the federation is held against: `baselines.json`. Measured on the server's held-out data, unless said otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Baselines {
@@ -159,6 +163,9 @@ pub struct LocalOnly {
     /// Loss; `None` where it was not finite.
     #[serde(deserialize_with = "finite")]
     pub loss: Option<f64>,
+    /// Accuracy on the client's own held-out examples (its training examples, where it holds none out), in `[0, 1]`.
+    #[serde(default, deserialize_with = "finite")]
+    pub own_accuracy: Option<f64>,
 }
 
 impl Baselines {

@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{
-    ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, Population, Purpose, RoundIndex,
-    SchemaError, StateError, StopReason, TransportError, flatten,
+    ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, Purpose, RoundIndex, SchemaError,
+    StateError, StopReason, TransportError, flatten,
 };
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
@@ -17,13 +17,14 @@ use fedburn::runtime::{
     Attacked, CheckpointDir, CheckpointError, DiskStore, DroppingOut, EarlyStop, EventLog, JsonLines, ObserverError,
     RoundsCsv, RunSummary, Server, ServerError,
 };
-use fedburn::train::{ClassifierEvaluator, ClientDataSource, SharpnessEvaluator, SupervisedPopulation};
+use fedburn::train::{ClassifierEvaluator, ClientDataSource, SharpnessEvaluator};
 use fedburn::transport::InProcess;
 use thiserror::Error;
 
 use crate::assemble::Run;
 use crate::backend::{BackendError, BackendJob, BackendName};
 use crate::baselines::{Baseline, BaselineError};
+use crate::clients;
 use crate::config::{ConfigError, TransportConfig};
 use crate::progress::Progress;
 use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
@@ -253,12 +254,7 @@ impl Job<'_> {
         let family = experiment.zoo().clone();
         let initial = flatten(&ModelFamily::<B>::init(&family, run.seeds().purpose(Purpose::Initialisation), &device))?;
         let test = ClientData::all(experiment.dataset().test.clone());
-        let population: Arc<dyn Population<B>> = Arc::new(SupervisedPopulation::new(
-            run.training_data(),
-            family.clone(),
-            experiment.training().clone(),
-            device.clone(),
-        ));
+        let population = Arc::new(clients::population::<B>(run, &device));
         let checkpoints = CheckpointDir::open(self.path("checkpoint"))?;
         let found = checkpoints.latest::<B>(initial.schema(), &device)?;
         let resumed = found.as_ref().map_or(RoundIndex(0), |checkpoint| checkpoint.round);
@@ -311,7 +307,8 @@ impl Job<'_> {
         drop(server);
 
         self.write_model(&summary)?;
-        self.write_clients(&measured)?;
+        let plain = clients::global_accuracy(run, &measured, &summary.deployed, workers);
+        self.write_clients(&measured, &plain)?;
         if let Some(config) = config.evaluation.sharpness {
             let seed = run.seeds().purpose(Purpose::Evaluation);
             let mut evaluator = SharpnessEvaluator::new(family.clone(), config, &test, device);
@@ -333,13 +330,14 @@ impl Job<'_> {
         Ok(results::write_atomic(&self.path("model.safetensors"), &bytes)?)
     }
 
-    fn write_clients(&self, measured: &[(ClientId, Metrics)]) -> Result<(), RunError> {
+    fn write_clients(&self, measured: &[(ClientId, Metrics)], plain: &[Option<f64>]) -> Result<(), RunError> {
         let infos = self.run.clients().clients();
-        let rows = measured.iter().map(|(client, metrics)| ClientRow {
+        let rows = measured.iter().zip(plain).map(|((client, metrics), global_accuracy)| ClientRow {
             client: client.0,
             num_examples: infos.binary_search_by_key(client, |c| c.id).map_or(0, |i| infos[i].num_examples),
             accuracy: metrics.get(Metrics::ACCURACY),
             loss: metrics.get(Metrics::LOSS),
+            global_accuracy: *global_accuracy,
         });
         Ok(results::write_csv(&self.path("clients.csv"), &rows.collect::<Vec<_>>())?)
     }
@@ -350,11 +348,7 @@ impl Job<'_> {
         workers: usize,
     ) -> Result<Baselines, RunError> {
         let wanted = &self.run.experiment().config().baselines;
-        let progress = &self.options.progress;
-        let workers = match workers {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
-            n => n,
-        };
+        let (progress, workers) = (&self.options.progress, clients::threads(workers));
         let centralised = match wanted.centralised_epochs {
             Some(epochs) => {
                 let pooled = self.run.pooled().map_err(|reason| RunError::Assembly { reason })?;

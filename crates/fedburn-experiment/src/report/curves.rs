@@ -84,6 +84,32 @@ pub(super) fn clients(results: &ExperimentResults) -> Chart<'static> {
     }
 }
 
+/// Accuracy on clients' own held-out data of what they use, of the plain global model and of models trained alone, each
+/// from the worst to the best over the clients of all seeds; `None` where clients use the global model.
+pub(super) fn personal(results: &ExperimentResults) -> Option<Chart<'static>> {
+    let clients: Vec<&ClientRow> = results.counted().into_iter().flat_map(|run| &run.clients).collect();
+    if clients.iter().all(|client| client.accuracy == client.global_accuracy) {
+        return None;
+    }
+    let alone = results.counted().into_iter().filter_map(|run| run.baselines.as_ref()?.local_only.as_ref()).flatten();
+    let kinds = [
+        ("what clients use", clients.iter().filter_map(|client| client.accuracy).collect::<Vec<_>>()),
+        ("the global model", clients.iter().filter_map(|client| client.global_accuracy).collect()),
+        ("clients alone", alone.filter_map(|client| client.own_accuracy).collect()),
+    ];
+    let series = kinds.into_iter().enumerate().filter(|(_, (_, values))| !values.is_empty());
+    let series = series.map(|(colour, (label, mut values))| {
+        values.sort_by(f64::total_cmp);
+        line(label, colour, quantiles(&values))
+    });
+    Some(Chart {
+        alt: format!("Accuracy on each client's own data: personal, global and local models, {}", results.name),
+        x: Axis { label: "clients, from the lowest accuracy to the highest", scale: Scale::Share },
+        y: Axis { label: "accuracy on own data", scale: Scale::Share },
+        series: series.collect(),
+    })
+}
+
 /// One experiment's mean curve each, to be laid over one another; `None` for fewer than two or more than can be told
 /// apart.
 pub(super) fn overlay(experiments: &[ExperimentResults], metric: Metric) -> Option<Chart<'static>> {

@@ -7,7 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use super::chart::Chart;
 use super::{curves, mixing, partition, sharpness};
 use crate::format::{mean_sd, mebibytes, percent, points, seconds, utc};
-use crate::results::{ExperimentResults, SeedResults, SeedStatus, Summary};
+use crate::results::{ClientRow, ExperimentResults, SeedResults, SeedStatus, Summary};
 use crate::{Spread, Verdict};
 
 /// One self-contained page about an experiment: no script, no font, no picture from elsewhere. What comes from files
@@ -211,8 +211,42 @@ fn clients(results: &ExperimentResults) -> Markup {
                     p class="note" { "Every client counts the same, whatever its number of examples." }
                 }
             } }
+            (personal(results))
         }
     }
+}
+
+/// What clients gain by keeping something for themselves; nothing where they use the global model.
+fn personal(results: &ExperimentResults) -> Markup {
+    let Some(chart) = curves::personal(results) else { return markup! {} };
+    let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
+    let over = |of: fn(&SeedResults) -> Vec<f64>| {
+        dash(Spread::of(results.counted().into_iter().filter_map(|run| mean(of(run)))).map(|s| mean_sd(&s, percent)))
+    };
+    let gains = |run: &SeedResults| -> Vec<f64> {
+        let better = |client: &ClientRow| Some(f64::from(u8::from(client.accuracy? > client.global_accuracy?)));
+        run.clients.iter().filter_map(better).collect()
+    };
+    markup! {
+        div class="pair" {
+            (figure(&chart, "", "What clients use, the global model, and models trained alone, on each client's own held-out data; each curve in its own order."))
+            table {
+                thead { tr { th { "on own data, mean over clients" } th { "mean ± sd over seeds" } } }
+                tbody {
+                    tr { td { "what clients use" } td { (over(|run| run.clients.iter().filter_map(|c| c.accuracy).collect())) } }
+                    tr { td { "the global model" } td { (over(|run| run.clients.iter().filter_map(|c| c.global_accuracy).collect())) } }
+                    tr { td { "clients alone" } td { (over(alone)) } }
+                    tr { td { "clients that gain over the global model" } td { (over(gains)) } }
+                }
+            }
+        }
+    }
+}
+
+/// Accuracy on their own data of clients trained alone.
+fn alone(run: &SeedResults) -> Vec<f64> {
+    let clients = run.baselines.as_ref().and_then(|baselines| baselines.local_only.as_ref());
+    clients.into_iter().flatten().filter_map(|client| client.own_accuracy).collect()
 }
 
 fn cost(results: &ExperimentResults) -> Markup {
@@ -439,6 +473,22 @@ mod tests {
         let page = page(&experiment("s/n", runs), &[]);
         assert!(page.contains("<section id=\"sharpness\">") && page.contains("4.00 ± 0.71"), "{page}");
         assert!(page.contains("loss along a random direction"));
+    }
+
+    #[test]
+    fn what_clients_keep_is_held_against_the_global_model() {
+        let plain = experiment("s/n", vec![run(0.9)]);
+        assert!(!page(&plain, &[]).contains("what clients use"), "everybody uses the global model");
+        let mut runs = vec![run(0.9), run(0.8)];
+        for run in &mut runs {
+            run.clients = crate::fixture::clients([0.9, 0.7, 0.5, 0.8]);
+            run.clients.iter_mut().zip([0.8, 0.6, 0.6, 0.7]).for_each(|(c, global)| c.global_accuracy = Some(global));
+            run.baselines = Some(crate::fixture::baselines(0.95, &[0.4, 0.6]));
+        }
+        let page = page(&experiment("s/n", runs), &[]);
+        for figure in ["72.50", "67.50", "50.00", "75.00"] {
+            assert!(page.contains(figure), "{figure}");
+        }
     }
 
     #[test]

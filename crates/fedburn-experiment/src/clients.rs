@@ -1,0 +1,63 @@
+//! The clients of a run: what they keep for themselves, and what the plain global model is worth to them.
+
+use std::thread;
+
+use burn::tensor::backend::Backend;
+use fedburn::core::{ClientId, Metrics, ModelFamily, ParamVector, Population};
+use fedburn::models::Zoo;
+use fedburn::strategies::MixingClient;
+use fedburn::train::{LocalSgd, SupervisedPopulation};
+
+use crate::assemble::Run;
+
+/// All clients of `run`, each with its configured wrapper.
+pub(crate) fn population<B: Backend>(run: &Run, device: &B::Device) -> SupervisedPopulation<B, Zoo>
+where
+    Zoo: ModelFamily<B>,
+{
+    let experiment = run.experiment();
+    let (zoo, training) = (experiment.zoo().clone(), experiment.training().clone());
+    let population = SupervisedPopulation::new(run.training_data(), zoo, training, device.clone());
+    match experiment.mixing().cloned() {
+        Some(mixing) => population.with_wrapper(move |client| Box::new(MixingClient::new(client, mixing.clone()))),
+        None => population,
+    }
+}
+
+/// Accuracy of `global` itself for each client that was measured, on the same examples.
+pub(crate) fn global_accuracy<B: Backend>(
+    run: &Run,
+    measured: &[(ClientId, Metrics)],
+    global: &ParamVector<B>,
+    workers: usize,
+) -> Vec<Option<f64>>
+where
+    Zoo: ModelFamily<B>,
+{
+    let experiment = run.experiment();
+    if experiment.config().client.personal.is_none() {
+        return measured.iter().map(|(_, metrics)| metrics.get(Metrics::ACCURACY)).collect();
+    }
+    let (zoo, training) = (experiment.zoo().clone(), experiment.training().clone());
+    let plain = SupervisedPopulation::<B, Zoo>::new(run.training_data(), zoo, training, global.device());
+    let plain = plain.with_rule(|| Box::new(LocalSgd));
+    let measure = |part: &[(ClientId, Metrics)]| -> Vec<Option<f64>> {
+        let mut worker = plain.worker();
+        let mut accuracy = |id| worker.client(id).ok()?.evaluate(global).ok()?.get(Metrics::ACCURACY);
+        part.iter().map(|(id, _)| accuracy(*id)).collect()
+    };
+    let parts = measured.chunks(measured.len().div_ceil(threads(workers)).max(1));
+    thread::scope(|scope| {
+        let threads: Vec<_> = parts.map(|part| scope.spawn(move || measure(part))).collect();
+        let results = threads.into_iter().map(|thread| thread.join());
+        results.flat_map(|result| result.unwrap_or_else(|cause| std::panic::resume_unwind(cause))).collect()
+    })
+}
+
+/// Number of threads for a configured number of workers, where 0 asks for one a core.
+pub(crate) fn threads(workers: usize) -> usize {
+    match workers {
+        0 => thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        n => n,
+    }
+}
