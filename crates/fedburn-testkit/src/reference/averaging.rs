@@ -18,22 +18,17 @@ pub fn source_weights_for_first(models: &[Vec<f64>], variances: &[f64]) -> Vec<f
         let terms = (0..models[0].len()).map(|k| (models[i][k] - models[0][k]) * (models[j][k] - models[0][k]));
         terms.sum::<f64>() / d
     };
-    let mut rows = vec![vec![0.0; n + 2]; n + 1];
-    for i in 0..n {
-        for j in 0..n {
-            rows[i][j] = product(i, j) + if i == j { variances[i] } else { 0.0 };
-        }
-        (rows[i][n], rows[n][i]) = (1.0, 1.0);
-    }
-    rows[n][n + 1] = 1.0;
+    let entry = |i: usize, j: usize| product(i, j) + if i == j { variances[i] } else { 0.0 };
+    let bordered = |i: usize| (0..n).map(|j| entry(i, j)).chain([1.0, 0.0]).collect();
+    let mut rows: Vec<Vec<f64>> = (0..n).map(bordered).collect();
+    rows.push([vec![1.0; n], vec![0.0, 1.0]].concat());
     for column in 0..=n {
         let pivot = (column..=n).max_by(|a, b| rows[*a][column].abs().total_cmp(&rows[*b][column].abs()));
         rows.swap(column, pivot.expect("there are rows left"));
         for row in (0..=n).filter(|row| *row != column) {
             let factor = rows[row][column] / rows[column][column];
-            for k in column..n + 2 {
-                rows[row][k] -= factor * rows[column][k];
-            }
+            let taken: Vec<f64> = rows[column].iter().map(|value| factor * value).collect();
+            rows[row].iter_mut().zip(taken).for_each(|(value, taken)| *value -= taken);
         }
     }
     (0..n).map(|i| rows[i][n + 1] / rows[i][i]).collect()
