@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::aggregate::UpdateFile;
 use crate::backend::BackendName;
 
 /// Federated learning experiments: run, compare and report.
@@ -236,15 +237,26 @@ pub struct AggregateArgs {
     /// The parameters that the clients started from.
     #[arg(long)]
     pub global: PathBuf,
-    /// A client's parameters and its number of examples. Clients keep their place in the list between rounds.
-    #[arg(long = "update", value_name = "FILE:EXAMPLES", required = true, value_parser = parse_update)]
-    pub updates: Vec<(PathBuf, u64)>,
-    /// The strategy's state between rounds: read if the file is there, and written.
+    /// A client's parameters and its number of examples, and what else it sent: `client=ID` (its place in the list
+    /// where not given), `accumulation=NUMBER`, `steps=NUMBER`, `class_counts=N/N/…`, `NAME=NUMBER` or
+    /// `NAME=FILE.safetensors` for an algorithm's own scalars and vectors.
+    #[arg(long = "update", value_name = "FILE:EXAMPLES[:NAME=VALUE,…]", required = true)]
+    pub updates: Vec<UpdateFile>,
+    /// Number of clients that there are; the number of updates by default.
+    #[arg(long)]
+    pub population: Option<u64>,
+    /// The strategy's state between rounds, with what it remembers of clients: read if the file is there, and written.
     #[arg(long)]
     pub state: Option<PathBuf>,
     /// Where the next global parameters go.
     #[arg(long)]
     pub out: PathBuf,
+    /// Where the parameters to evaluate and ship go (averages of `swa`); the global ones where the strategy has none.
+    #[arg(long)]
+    pub deployed: Option<PathBuf>,
+    /// A folder for the vectors that clients of the next round get besides the global ones (`control` of `scaffold`).
+    #[arg(long)]
+    pub side: Option<PathBuf>,
     /// Root of the strategy's randomness.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -254,16 +266,6 @@ pub struct AggregateArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-fn parse_update(text: &str) -> Result<(PathBuf, u64), String> {
-    let (file, examples) = text.rsplit_once(':').ok_or("expected FILE:EXAMPLES, for example a.safetensors:60")?;
-    match examples.parse() {
-        Ok(examples) if !file.is_empty() => Ok((PathBuf::from(file), examples)),
-        _ => Err(format!(
-            "`{examples}` is not a number of examples; expected FILE:EXAMPLES, for example a.safetensors:60"
-        )),
-    }
 }
 
 /// Reads `3`, `0,1,2` or `0..3`.
@@ -298,14 +300,6 @@ mod tests {
         assert_eq!(parse_seeds("1..4"), Ok(vec![1, 2, 3]));
         for wrong in ["", "a", "3..3", "1..x", "-1"] {
             assert!(parse_seeds(wrong).unwrap_err().contains("expected"), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn an_update_is_a_file_and_a_count() {
-        assert_eq!(parse_update("a:b.safetensors:60"), Ok((PathBuf::from("a:b.safetensors"), 60)));
-        for wrong in ["a.safetensors", "a.safetensors:x", ":3", "a:-1"] {
-            assert!(parse_update(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use fedburn_experiment::aggregate::{AggregateFiles, AggregateReport};
+use fedburn_experiment::aggregate::{AggregateFiles, AggregateReport, UpdateFile};
 use fedburn_experiment::backend::BackendName;
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -283,9 +283,12 @@ fn combine(place: &Workplace, updates: Vec<(PathBuf, u64)>) -> (AggregateReport,
     let files = AggregateFiles {
         strategy: place.path("s.toml"),
         global: place.path("g.safetensors"),
-        updates,
+        updates: updates.into_iter().map(|(path, examples)| UpdateFile::new(path, examples)).collect(),
+        population: None,
         state: None,
         out: place.path("next.safetensors"),
+        deployed: None,
+        side: None,
         seed: 0,
     };
     let report = BackendName::Flex.run(files).unwrap().unwrap();

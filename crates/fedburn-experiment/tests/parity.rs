@@ -23,7 +23,7 @@ use fedburn::strategies::StrategyConfig;
 use fedburn::train::{ClassifierEvaluator, ClientList, LocalTrainingConfig, SupervisedPopulation};
 use fedburn::transport::InProcess;
 use fedburn_experiment::backend::{BackendError, BackendJob, BackendName};
-use fedburn_testkit::{Convexity, Rounds, base_case, schema, strategy_laws, vector};
+use fedburn_testkit::{Convexity, Rounds, answer_all, base_case, schema, strategy_laws, vector};
 
 /// What every strategy of the catalogue is tested with.
 fn strategies() -> Vec<(StrategyConfig, Convexity)> {
@@ -42,6 +42,15 @@ fn strategies() -> Vec<(StrategyConfig, Convexity)> {
         strategy("kind = 'geometric_median'", Convexity::Convex),
         strategy("kind = 'norm_clipping'\nthreshold = 0.5", Convexity::Free),
         strategy("kind = 'weight_erosion'", Convexity::Convex),
+        strategy("kind = 'fedavgm'", Convexity::Free),
+        strategy("kind = 'fedadagrad'", Convexity::Free),
+        strategy("kind = 'fedadam'\nv0 = 0\nbias_correction = true", Convexity::Free),
+        strategy("kind = 'fedyogi'", Convexity::Free),
+        strategy("kind = 'fedams'", Convexity::Free),
+        strategy("kind = 'fednova'\nserver_momentum = 0.5", Convexity::Free),
+        strategy("kind = 'scaffold'\nserver_lr = 0.5", Convexity::Free),
+        strategy("kind = 'feddyn'\nalpha = 0.1", Convexity::Free),
+        strategy("kind = 'swa'\nstart = 1\ncycle = 2\nbase = { kind = 'fedadam' }", Convexity::Free),
     ]
 }
 
@@ -120,6 +129,7 @@ fn federation<B: Kernels>(workers: usize, device: &B::Device) -> (Vec<f32>, f64)
 /// The global vectors of two rounds over the same updates.
 fn two_rounds<B: Backend>(config: &StrategyConfig, device: &B::Device) -> [Vec<f32>; 2] {
     let (global, updates) = base_case::<B>(device);
+    let updates: Vec<_> = updates.into_iter().map(answer_all).collect();
     let mut strategy = config.clone().build().unwrap();
     let rounds = Rounds::new(4);
     let first = rounds.combine(&mut strategy, RoundIndex(1), &global, &updates).unwrap().global;

@@ -55,6 +55,8 @@ pub struct Coordinator<B: Backend> {
     seed: Seed,
     /// What the strategy remembers of each client.
     memory: Arc<dyn StateStore>,
+    /// Number of clients that there are, if more than can be reached.
+    population: u64,
     min_updates: usize,
     threads: usize,
     finished: RoundIndex,
@@ -65,7 +67,7 @@ pub struct Coordinator<B: Backend> {
 
 struct OpenRound<B: Backend> {
     index: RoundIndex,
-    /// Number of clients known when the round began.
+    /// Number of clients known when the round began, `N`.
     population: u64,
     began: Duration,
     waiting: BTreeSet<ClientId>,
@@ -91,6 +93,7 @@ impl<B: Backend> Coordinator<B> {
             sampler,
             seed,
             memory: Arc::new(MemoryStore::new()),
+            population: 0,
             min_updates: min_updates.max(1),
             threads: 1,
             finished: RoundIndex(0),
@@ -112,6 +115,13 @@ impl<B: Backend> Coordinator<B> {
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Tells strategies of `population` clients (`N`) also in rounds that fewer of them can be reached for.
+    #[must_use]
+    pub fn with_population(mut self, population: u64) -> Self {
+        self.population = population;
         self
     }
 
@@ -191,7 +201,7 @@ impl<B: Backend> Coordinator<B> {
         })];
         let mut round = OpenRound {
             index,
-            population: clients.len() as u64,
+            population: self.population.max(clients.len() as u64),
             began: now,
             waiting: cohort.iter().copied().collect(),
             gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads),

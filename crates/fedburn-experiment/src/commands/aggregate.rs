@@ -14,8 +14,11 @@ pub fn run(args: AggregateArgs) -> Outcome {
         strategy: args.strategy,
         global: args.global,
         updates: args.updates,
+        population: args.population,
         state: args.state,
         out: args.out,
+        deployed: args.deployed,
+        side: args.side,
         seed: args.seed,
     };
     let report = args.backend.run(files)??;
@@ -23,6 +26,7 @@ pub fn run(args: AggregateArgs) -> Outcome {
         let value = serde_json::json!({
             "round": report.round, "strategy": report.strategy, "clients": clients,
             "parameters": report.parameters, "metrics": report.metrics, "out": out,
+            "side_scalars": report.side_scalars, "side_vectors": report.side_vectors,
         });
         println!("{value}");
     } else {
@@ -31,6 +35,8 @@ pub fn run(args: AggregateArgs) -> Outcome {
             "round {round}: {strategy} over {clients} clients, {parameters} parameters, written to {}",
             out.display()
         );
+        report.side_scalars.iter().for_each(|(name, value)| println!("  clients get {name} = {value}"));
+        report.side_vectors.iter().for_each(|(name, file)| println!("  clients get {name}: {}", file.display()));
         report.metrics.iter().for_each(|(name, mean)| println!("  {name} = {}", mean.value().unwrap_or(f64::NAN)));
     }
     if !report.narrowed.is_empty() {
