@@ -1,5 +1,6 @@
 //! What is kept between calls: the round, the strategy's state, and what it remembers of each client.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use fedburn::core::{ClientId, RoundIndex, StateDict, StateError};
@@ -44,14 +45,16 @@ impl StateFile {
             let reason = format!("is the state of another strategy than `{strategy}`; give another --state file");
             return Err(refuse(path, reason));
         }
+        let prefixes = of_clients.iter().filter_map(|(name, _)| Some(name.split_once('.')?.0.to_owned()));
+        let prefixes: BTreeSet<_> = prefixes.collect();
         let mut clients = Vec::new();
-        while let Some(name) = of_clients.iter().next().map(|(name, _)| name.to_owned()) {
-            let id = name.split_once('.').and_then(|(id, _)| Some((id, id.parse().ok()?)));
-            let Some((prefix, id)) = id else {
-                return Err(damaged(StateError::Unexpected { name: format!("client.{name}") }));
-            };
-            clients.push((ClientId(id), of_clients.split_off(prefix)));
+        for prefix in prefixes {
+            let state = of_clients.split_off(&prefix);
+            let id = prefix.parse().map_err(|_| refuse(path, format!("`{prefix}` is no client's number")))?;
+            clients.push((ClientId(id), state));
         }
+        of_clients.expect_empty().map_err(damaged)?;
+        dict.expect_empty().map_err(damaged)?;
         Ok(Self { round, strategy: state, clients })
     }
 }

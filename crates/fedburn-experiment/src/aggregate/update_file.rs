@@ -73,10 +73,11 @@ impl FromStr for UpdateFile {
         let shape = "expected FILE:EXAMPLES or FILE:EXAMPLES:NAME=VALUE,…, for example a.safetensors:60:steps=5";
         // The rightmost number between colons that nothing or pairs follow: a file's name may hold colons too.
         let split = text.rmatch_indices(':').find_map(|(at, _)| {
-            let (number, more) = text[at + 1..].split_once(':').unwrap_or((&text[at + 1..], ""));
-            let pairs = more.is_empty() || more.split(',').all(|pair| pair.contains('='));
-            let ends = more.is_empty() == !text[at + 1..].contains(':');
-            Some((&text[..at], number.parse().ok()?, more)).filter(|(file, ..)| pairs && ends && !file.is_empty())
+            let rest = &text[at + 1..];
+            let (number, more) = rest.split_once(':').map_or((rest, None), |(number, more)| (number, Some(more)));
+            let pairs = more.is_none_or(|more| more.split(',').all(|pair| pair.contains('=')));
+            let number = number.parse().ok().filter(|_| pairs && at > 0)?;
+            Some((&text[..at], number, more.unwrap_or_default()))
         });
         let (file, num_examples, more) = split.ok_or_else(|| format!("`{text}`: {shape}"))?;
         let mut update = Self::new(file, num_examples);
