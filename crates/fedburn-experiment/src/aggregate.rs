@@ -46,7 +46,7 @@ pub struct AggregateFiles {
     pub out: PathBuf,
     /// Where the vector to evaluate and ship goes, which some strategies keep apart from the global one.
     pub deployed: Option<PathBuf>,
-    /// The folder for the vectors that the strategy sends to clients of the next round besides the global one, each
+    /// The existing folder for the vectors that the strategy sends to clients of the next round besides the global one, each
     /// as `<name>.safetensors`.
     pub side: Option<PathBuf>,
     /// The root of the strategy's randomness.

@@ -254,7 +254,7 @@ pub struct AggregateArgs {
     /// Where the parameters to evaluate and ship go (averages of `swa`); the global ones where the strategy has none.
     #[arg(long)]
     pub deployed: Option<PathBuf>,
-    /// A folder for the vectors that clients of the next round get besides the global ones (`control` of `scaffold`).
+    /// An existing folder for the vectors that clients of the next round get besides the global ones (`control` of `scaffold`).
     #[arg(long)]
     pub side: Option<PathBuf>,
     /// Root of the strategy's randomness.

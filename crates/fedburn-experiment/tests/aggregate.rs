@@ -227,7 +227,7 @@ fn truncated_and_damaged_files_are_refused() {
 #[test]
 fn bad_arguments_are_refused() {
     let place = place();
-    refused(&place, CALL, &["--update <FILE:EXAMPLES>"]);
+    refused(&place, CALL, &["--update <FILE:EXAMPLES"]);
     refused(&place, &format!("{CALL} --update a.safetensors:0"), &["a.safetensors", "0 examples", "at least 1"]);
     refused(&place, &format!("{CALL} --update a.safetensors"), &["FILE:EXAMPLES"]);
     refused(&place, &format!("{CALL} --update no.safetensors:1"), &["no.safetensors", "No such file"]);
