@@ -86,8 +86,11 @@ fn laws_on_both_backends() {
     on_both!(laws);
 }
 
-/// Clients `(n, a, steps, x)` of one length around a start.
-fn cases() -> impl proptest::strategy::Strategy<Value = (Vec<f32>, Vec<(u64, f64, u64, Vec<f32>)>)> {
+/// `(n, a, steps, x)` of a client.
+type Sent = (u64, f64, u64, Vec<f32>);
+
+/// A start and clients, of one length.
+fn cases() -> impl proptest::strategy::Strategy<Value = (Vec<f32>, Vec<Sent>)> {
     (1usize..5).prop_flat_map(|len| {
         let values = move || prop::collection::vec(-10.0f32..10.0, len);
         let client = (1u64..1000, 0.5f64..100.0, 1u64..100, values());
