@@ -230,13 +230,15 @@ fn personal(results: &ExperimentResults) -> Markup {
     markup! {
         div class="pair" {
             (figure(&chart, "", "What clients use, the global model, and models trained alone, on each client's own held-out data; each curve in its own order."))
-            table {
-                thead { tr { th { "on own data, mean over clients" } th { "mean ± sd over seeds" } } }
-                tbody {
-                    tr { td { "what clients use" } td { (over(|run| run.clients.iter().filter_map(|c| c.accuracy).collect())) } }
-                    tr { td { "the global model" } td { (over(|run| run.clients.iter().filter_map(|c| c.global_accuracy).collect())) } }
-                    tr { td { "clients alone" } td { (over(alone)) } }
-                    tr { td { "clients that gain over the global model" } td { (over(gains)) } }
+            div {
+                table {
+                    thead { tr { th { "on own data, mean over clients" } th { "mean ± sd over seeds" } } }
+                    tbody {
+                        tr { td { "what clients use" } td { (over(|run| run.clients.iter().filter_map(|c| c.accuracy).collect())) } }
+                        tr { td { "the global model" } td { (over(|run| run.clients.iter().filter_map(|c| c.global_accuracy).collect())) } }
+                        tr { td { "clients alone" } td { (over(alone)) } }
+                        tr { td { "clients that gain over the global model" } td { (over(gains)) } }
+                    }
                 }
             }
         }
