@@ -1,4 +1,4 @@
-//! Every strategy that a config can choose has a page.
+//! Every strategy that a config can choose has a page, and every local rule is told of in one.
 
 use super::code_lines;
 use crate::workspace::Source;
@@ -17,6 +17,15 @@ pub fn pages(catalogue: &Source, pages: &[String]) -> Vec<String> {
     }
     let missing = kinds.iter().filter(|kind| !pages.contains(&format!("{kind}.md")));
     missing.map(|kind| format!("{PAGES}/{kind}.md: the strategy `{kind}` has no page")).collect()
+}
+
+/// Where local rules lie, one a file.
+pub const RULES: &str = "crates/fedburn-train/src/rules/";
+
+/// Each of `rules` is named, with its path, by one of `pages`, the texts in [`PAGES`].
+pub fn untold<'a>(rules: impl Iterator<Item = &'a Source>, pages: &[String]) -> Vec<String> {
+    let missing = rules.filter(|rule| !pages.iter().any(|page| page.contains(&format!("`{}`", rule.path))));
+    missing.map(|rule| format!("{}: no page of {PAGES} names this file", rule.path)).collect()
 }
 
 /// The names by which a config chooses: the variants of the first enum, in snake case or as their serde attribute says.
@@ -78,6 +87,14 @@ mod tests {
         let written = ["ewwa.md", "fedavg.md"].map(str::to_owned);
         let expected = "docs/algorithms/optimal_averaging.md: the strategy `optimal_averaging` has no page";
         assert_eq!(pages(&catalogue, &written), [expected]);
+    }
+
+    #[test]
+    fn a_rule_that_no_page_names_is_found() {
+        let rules = ["sgd", "ntd"].map(|name| Source::new(&format!("{RULES}{name}.rs"), ""));
+        let written = ["Code: `crates/fedburn-train/src/rules/sgd.rs`.".to_owned()];
+        let expected = "crates/fedburn-train/src/rules/ntd.rs: no page of docs/algorithms names this file";
+        assert_eq!(untold(rules.iter(), &written), [expected]);
     }
 
     #[test]

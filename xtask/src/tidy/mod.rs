@@ -52,8 +52,12 @@ fn problems(root: &Path) -> Result<Vec<String>, String> {
         problems.extend(dependencies::dependencies(&name(&path), &read(&manifest)?));
     }
     if let Some(catalogue) = sources.iter().find(|source| source.path == catalogue::PATH) {
-        let pages: Vec<String> = entries(&root.join(catalogue::PAGES))?.iter().map(|path| name(path)).collect();
-        problems.extend(catalogue::pages(catalogue, &pages));
+        let pages = entries(&root.join(catalogue::PAGES))?;
+        let names: Vec<String> = pages.iter().map(|path| name(path)).collect();
+        problems.extend(catalogue::pages(catalogue, &names));
+        let rules = sources.iter().filter(|s| s.path.starts_with(catalogue::RULES) && citations::concerns(s));
+        let texts = pages.iter().map(|path| read(path)).collect::<Result<Vec<String>, String>>()?;
+        problems.extend(catalogue::untold(rules, &texts));
     }
     Ok(problems)
 }
