@@ -14,6 +14,7 @@ use fedburn::strategies::Mixing;
 use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig};
 
 use crate::config::{ConfigError, ExperimentConfig};
+use crate::halves;
 
 /// The parts that all seeds of an experiment share.
 #[derive(Clone, Debug)]
@@ -55,6 +56,7 @@ impl Experiment {
             }
             _ => None,
         };
+        halves::check(config.client.rule, &config.strategy).map_err(|(table, reason)| refuse(table, reason))?;
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
         let dataset = datasets::load(&config.data, data_root).map_err(|e| refuse("data", e.to_string()))?;
         let dataset = config.reduce.apply(dataset).map_err(|e| refuse("reduce", e.to_string()))?;

@@ -41,6 +41,7 @@ mod files;
 #[cfg(test)]
 mod fixture;
 mod format;
+mod halves;
 pub mod layers;
 pub mod list;
 mod metric;
