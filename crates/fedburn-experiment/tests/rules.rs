@@ -47,6 +47,7 @@ fn every_rule_and_wrapper_runs_and_does_something() {
 fn both_halves_of_an_algorithm_run_together_or_not_at_all() {
     let both = |kind: &str, rule: &str| {
         let config = STEADY
+            .replace("rounds = 4", "rounds = 30")
             .replace("kind = \"fedavg\"", &format!("kind = \"{kind}\""))
             .replace("rule = \"sgd\"", &format!("rule = {rule}, sharpness = {{ kind = \"sam\" }}"));
         Workplace::new(&config)
@@ -59,7 +60,7 @@ fn both_halves_of_an_algorithm_run_together_or_not_at_all() {
         let place = both(kind, rule);
         place.succeed("experiment run suite --out out");
         let figures = json(&place.seed("out", 0).join("summary.json"));
-        assert!(figures["final_accuracy"]["value"].as_f64().unwrap() > 0.5, "{kind}: {figures}");
+        assert!(figures["final_accuracy"]["value"].as_f64().unwrap() > 0.7, "{kind}: {figures}");
         let run = "experiment run suite --out out";
         both("fedavg", rule).call(run).assert_refused(&["[client]", &format!("needs [strategy] kind = \"{kind}\"")]);
         both(kind, "\"sgd\"").call(run).assert_refused(&["[strategy]", &format!("`{kind}` needs [client] rule")]);
