@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{ClientSampler, Purpose, Seed, Strategy};
-use fedburn::data::datasets::{self, Dataset};
+use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, PartitionStatistics};
 use fedburn::models::Zoo;
@@ -13,8 +13,9 @@ use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
 use fedburn::strategies::Mixing;
 use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig};
 
+use crate::compatibility;
 use crate::config::{ConfigError, ExperimentConfig};
-use crate::halves;
+use crate::library::Library;
 
 /// The parts that all seeds of an experiment share.
 #[derive(Clone, Debug)]
@@ -46,6 +47,14 @@ impl Experiment {
     /// # Errors
     /// [`ConfigError::Value`] with the table, the field, its value and what was expected.
     pub fn new(path: &Path, config: ExperimentConfig, data_root: &Path) -> Result<Self, ConfigError> {
+        Self::with_library(path, config, &mut Library::new(data_root))
+    }
+
+    /// [`Experiment::new`] with data that other experiments may have read already.
+    ///
+    /// # Errors
+    /// As [`Experiment::new`].
+    pub fn with_library(path: &Path, config: ExperimentConfig, library: &mut Library) -> Result<Self, ConfigError> {
         let refuse = |table, reason: String| ConfigError::Value { path: path.to_owned(), table, reason };
         config.server.check().map_err(|e| refuse("server", server_reason(&e)))?;
         config.early_stop.clone().unwrap_or_default().build().map_err(|e| refuse("early_stop", e.to_string()))?;
@@ -56,13 +65,11 @@ impl Experiment {
             }
             _ => None,
         };
-        halves::check(config.client.rule, &config.strategy).map_err(|(table, reason)| refuse(table, reason))?;
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
-        let dataset = datasets::load(&config.data, data_root).map_err(|e| refuse("data", e.to_string()))?;
-        let dataset = config.reduce.apply(dataset).map_err(|e| refuse("reduce", e.to_string()))?;
+        let dataset = library.dataset(path, &config)?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
-        Ok(Self { path: path.to_owned(), config, dataset: Arc::new(dataset), zoo, training, mixing, availability })
+        Ok(Self { path: path.to_owned(), config, dataset, zoo, training, mixing, availability })
     }
 
     /// The config that the parts were made from.
@@ -114,6 +121,8 @@ impl Experiment {
             }
         });
         let clients = Arc::new(ClientList::new(local));
+        let with_data = clients.clients().iter().filter(|client| client.num_examples > 0).count();
+        compatibility::check(&self.config, with_data).map_err(|e| refuse(e.table, e.reason))?;
         let statistics = PartitionStatistics::new(&partition, train.labels(), train.num_classes())
             .map_err(|e| refuse("partition", e.to_string()))?;
         let attack = self

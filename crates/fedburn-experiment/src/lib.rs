@@ -34,6 +34,7 @@ pub mod check;
 pub mod cli;
 mod clients;
 pub mod compare;
+pub mod compatibility;
 pub mod config;
 mod events;
 pub mod fetch;
@@ -41,8 +42,8 @@ mod files;
 #[cfg(test)]
 mod fixture;
 mod format;
-mod halves;
 pub mod layers;
+pub mod library;
 pub mod list;
 mod metric;
 pub mod progress;

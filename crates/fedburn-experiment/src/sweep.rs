@@ -8,6 +8,7 @@ use crate::assemble::{Experiment, Run};
 use crate::config::{ConfigError, ExperimentConfig};
 use crate::format::mean_sd;
 use crate::layers::{self, Change};
+use crate::library::Library;
 use crate::results::{ExperimentResults, Measured, ResultsError, Summary};
 use crate::table::Table;
 use crate::{Metric, Spread};
@@ -160,6 +161,7 @@ pub fn plan(
     data_root: &Path,
     adjust: impl Fn(ExperimentConfig) -> ExperimentConfig,
 ) -> Result<Vec<PlannedCell>, ConfigError> {
+    let mut library = Library::new(data_root);
     Cell::all(axes)
         .into_iter()
         .map(|cell| {
@@ -169,7 +171,7 @@ pub fn plan(
             // `adjust` may have replaced them.
             config.check_seeds(path)?;
             let seeds = config.seeds.clone();
-            let experiment = Experiment::new(path, config, data_root)?;
+            let experiment = Experiment::with_library(path, config, &mut library)?;
             let runs = seeds.into_iter().map(|seed| experiment.run(seed)).collect::<Result<_, _>>()?;
             Ok(PlannedCell { cell, runs })
         })

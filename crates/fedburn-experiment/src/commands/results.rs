@@ -9,8 +9,9 @@ use fedburn_experiment::cli::{CheckArgs, CompareArgs, ListArgs, Places, ReportAr
 use fedburn_experiment::compare::{CompareAt, compare as comparison};
 use fedburn_experiment::config::ExperimentConfig;
 use fedburn_experiment::list::list as listed;
-use fedburn_experiment::report::{write_html, write_markdown};
+use fedburn_experiment::report::{Grid, write_html, write_markdown};
 use fedburn_experiment::results::ExperimentResults;
+use fedburn_experiment::sweep::Axis;
 
 use super::Outcome;
 use super::run::find;
@@ -49,17 +50,27 @@ pub fn compare(args: &CompareArgs) -> Outcome {
 }
 
 pub fn report(args: &ReportArgs) -> Outcome {
-    let mut all = Vec::new();
+    let (mut all, mut grids) = (Vec::new(), Vec::new());
     let mut suite = String::new();
     for target in find(&args.places, &args.target)? {
-        let results = ExperimentResults::load(&args.places.out.join(&target.suite).join(&target.name))?;
         let config = ExperimentConfig::load(&target.path, &[])?;
+        let dir = args.places.out.join(&target.suite).join(&target.name);
+        let grid = Grid::load(&dir, &config.title, Axis::of_table(&target.path, &config.sweep)?)?;
+        suite = target.suite;
+        let results = match (ExperimentResults::load(&dir), grid) {
+            // A grid stands for its file, whose own run is then optional.
+            (results, Some(grid)) => {
+                grids.push(grid);
+                results.ok()
+            }
+            (results, None) => Some(results?),
+        };
+        let Some(results) = results else { continue };
         let page = write_html(&results, &verdicts(Some(&results), &config.seeds, &config.expect))?;
         println!("written: {}", page.display());
         all.push(results);
-        suite = target.suite;
     }
-    println!("written: {}", write_markdown(&args.docs, &suite, &all)?.display());
+    println!("written: {}", write_markdown(&args.docs, &suite, &all, &grids)?.display());
     Ok(ExitCode::SUCCESS)
 }
 

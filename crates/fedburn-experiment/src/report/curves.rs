@@ -110,17 +110,18 @@ pub(super) fn personal(results: &ExperimentResults) -> Option<Chart<'static>> {
     })
 }
 
-/// One experiment's mean curve each, to be laid over one another; `None` for fewer than two or more than can be told
-/// apart.
-pub(super) fn overlay(experiments: &[ExperimentResults], metric: Metric) -> Option<Chart<'static>> {
+/// One experiment's mean curve each under its name, to be laid over one another, the second half of many dashed; `None`
+/// for fewer than two or more than can be told apart.
+pub(super) fn overlay(experiments: &[(String, &ExperimentResults)], metric: Metric) -> Option<Chart<'static>> {
     let (label, scale) = match metric {
         Metric::Accuracy => ("held-out accuracy", Scale::Share),
         _ => (metric.name(), Scale::Number),
     };
-    let series = experiments.iter().enumerate().filter(|_| (2..=PALETTE.len()).contains(&experiments.len()));
-    let series = series.map(|(index, results)| {
-        let name = results.name.rsplit('/').next().unwrap_or_default();
-        line(name, index, curve(results, metric).iter().map(|(round, spread)| (*round as f64, spread.mean)).collect())
+    let series = experiments.iter().enumerate().filter(|_| (2..=2 * PALETTE.len()).contains(&experiments.len()));
+    let series = series.map(|(index, (name, results))| {
+        let points = curve(results, metric).iter().map(|(round, spread)| (*round as f64, spread.mean)).collect();
+        let mark = if index < PALETTE.len() { Mark::Line(points) } else { Mark::Dashes(points) };
+        Series { label: Some(name.clone()), colour: PALETTE[index % PALETTE.len()], mark }
     });
     let series: Vec<_> = series.collect();
     (!series.is_empty()).then(|| rounds_chart(label, scale, series))

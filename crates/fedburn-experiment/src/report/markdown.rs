@@ -3,30 +3,32 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{curves, sharpness};
+use super::{Grid, curves, sharpness};
 use crate::Metric;
 use crate::format::{mean_sd, mebibytes, percent, seconds, utc};
 use crate::results::{ExperimentResults, RunInfo, SeedStatus, Summary};
 
-/// One page for a suite: a table of final figures (mean ± sd over seeds), the curves, and for each experiment its
-/// baselines, versions and command. Pictures are linked relative to the page, as `<suite>/<picture>.svg`;
+/// One page for a suite: of single experiments a table of final figures (mean ± sd over seeds), the curves, and for each experiment its
+/// baselines, versions and command; of grids their tables and curves. Pictures are linked relative to the page, as `<suite>/<picture>.svg`;
 /// [`super::write_markdown`] writes them. What comes from files is escaped.
-pub fn markdown(experiments: &[ExperimentResults]) -> String {
-    let suite = experiments.first().map_or("results", |results| suite(results));
-    let pictures = pictures(experiments);
+pub fn markdown(suite: &str, experiments: &[ExperimentResults], grids: &[Grid]) -> String {
+    let pictures = pictures(suite, experiments);
     let linked = |prefix: &str| {
         let links = pictures.iter().filter(|(name, _)| name.starts_with(prefix));
         links.map(|(name, _)| format!("![{}]({name})\n", name.trim_end_matches(".svg"))).collect::<String>()
     };
     let mut page = format!("# Results: {}\n\n", escaped(suite));
     page += "Mean ± standard deviation over seeds, measured on data that no client trains on.\n\n";
-    let sharp = experiments.iter().any(|results| results.seeds.iter().any(|run| run.sharpness.is_some()));
-    page += "| experiment | seeds | rounds | final accuracy | best accuracy | final loss | centralised | clients alone | traffic | time |";
-    page += if sharp { " largest eigenvalue |\n" } else { "\n" };
-    page += "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|";
-    page += if sharp { "---:|\n" } else { "\n" };
-    experiments.iter().for_each(|results| page += &line(results, sharp));
-    let _ = write!(page, "\n{}", linked(&format!("{suite}/all-")));
+    if !experiments.is_empty() {
+        let sharp = experiments.iter().any(|results| results.seeds.iter().any(|run| run.sharpness.is_some()));
+        page += "| experiment | seeds | rounds | final accuracy | best accuracy | final loss | centralised | clients alone | traffic | time |";
+        page += if sharp { " largest eigenvalue |\n" } else { "\n" };
+        page += "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|";
+        page += if sharp { "---:|\n" } else { "\n" };
+        experiments.iter().for_each(|results| page += &line(results, sharp));
+        let _ = write!(page, "\n{}", linked(&format!("{suite}/all-")));
+    }
+    grids.iter().for_each(|grid| page += &grid.markdown());
     for results in experiments {
         let _ = write!(page, "\n## {}\n\n{}\n", escaped(&results.name), escaped(&results.title()));
         for run in results.seeds.iter().filter(|run| run.status() != SeedStatus::Finished) {
@@ -57,11 +59,11 @@ pub fn markdown(experiments: &[ExperimentResults]) -> String {
 }
 
 /// The pictures of a suite's page: their path relative to it, and the SVG.
-pub(super) fn pictures(experiments: &[ExperimentResults]) -> Vec<(String, String)> {
+pub(super) fn pictures(suite: &str, experiments: &[ExperimentResults]) -> Vec<(String, String)> {
     let mut pictures = Vec::new();
-    let suite = experiments.first().map_or("results", |results| suite(results));
+    let named: Vec<_> = experiments.iter().map(|results| (last_part(&results.name), results)).collect();
     for metric in [Metric::Accuracy, Metric::Loss] {
-        let overlay = curves::overlay(experiments, metric).and_then(|chart| chart.svg(WIDTH, HEIGHT));
+        let overlay = curves::overlay(&named, metric).and_then(|chart| chart.svg(WIDTH, HEIGHT));
         pictures.extend(overlay.map(|svg| (format!("{suite}/all-{metric}.svg"), svg)));
     }
     for results in experiments {
@@ -77,11 +79,11 @@ pub(super) fn pictures(experiments: &[ExperimentResults]) -> Vec<(String, String
     pictures
 }
 
-const WIDTH: u32 = 640;
-const HEIGHT: u32 = 360;
+pub(super) const WIDTH: u32 = 640;
+pub(super) const HEIGHT: u32 = 360;
 
-fn suite(results: &ExperimentResults) -> &str {
-    results.name.split('/').next().unwrap_or_default()
+fn last_part(name: &str) -> String {
+    name.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// A row of the table; `sharp` adds the Hessian's largest eigenvalue.
@@ -110,7 +112,7 @@ fn line(results: &ExperimentResults, sharp: bool) -> String {
 }
 
 /// Text that Markdown shows as it is.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars() {
         match c {
@@ -134,7 +136,7 @@ mod tests {
         let run = || finished(&[Some(0.3), Some(0.6), Some(0.7)]);
         let experiments = [experiment("suite/a", vec![run(), run()]), experiment("suite/b", vec![run()])];
         let dir = tempfile::tempdir().unwrap();
-        let page = super::super::write_markdown(dir.path(), "suite", &experiments).unwrap();
+        let page = super::super::write_markdown(dir.path(), "suite", &experiments, &[]).unwrap();
         let text = std::fs::read_to_string(page).unwrap();
         let links: Vec<_> = text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()).collect();
         assert_eq!(links.len(), 6);
@@ -150,7 +152,7 @@ mod tests {
         run.run.as_mut().unwrap().command = "run ``` out".into();
         run.baselines = Some(baselines(0.9, &[0.1]));
         interrupt(&mut run, 1);
-        let text = markdown(&[experiment("s/n", vec![run])]);
+        let text = markdown("s", &[experiment("s/n", vec![run])], &[]);
         assert!(
             text.contains("&lt;b>\\*\\|x\\|\\*&lt;/b>") && text.contains("Seed 0: partial (round 1 of 2)."),
             "{text}"
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn no_experiment_is_an_empty_table() {
-        assert!(markdown(&[]).starts_with("# Results: results"));
+    fn no_experiment_is_no_table() {
+        assert_eq!(markdown("s", &[], &[]).matches('|').count(), 0);
     }
 }

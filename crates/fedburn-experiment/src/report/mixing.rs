@@ -60,7 +60,8 @@ fn heat_map(mixing: &Mixing) -> String {
     let left = left(mixing);
     let (top, bottom) = (26, 26 + CELL.1 * mixing.tensors.len());
     let right = left + CELL.0 * columns.len();
-    let most = columns.iter().flat_map(|(_, weights)| weights).copied().fold(f64::MIN_POSITIVE, f64::max);
+    let all = || columns.iter().flat_map(|(_, weights)| weights).copied();
+    let (least, most) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
     let mut svg = Drawing::new(right + 90, bottom + 8, "Mean weight of each client in each tensor");
     for (row, tensor) in mixing.tensors.iter().enumerate() {
         svg.text(left - 8, top + CELL.1 * row + 16, "end", INK, tensor);
@@ -69,7 +70,7 @@ fn heat_map(mixing: &Mixing) -> String {
         let x = left + CELL.0 * column;
         svg.text(x + CELL.0 / 2, top - 8, "middle", INK, name);
         for (row, weight) in weights.iter().enumerate() {
-            let (y, share) = (top + CELL.1 * row, weight / most);
+            let (y, share) = (top + CELL.1 * row, (weight - least) / (most - least).max(f64::MIN_POSITIVE));
             svg.rect((x, y), (CELL.0, CELL.1), &blue(share));
             // Not the page's ink, which turns light on a dark page while the cell stays as it is.
             let ink = if share > 0.55 { "#FEFEFE" } else { "#101418" };
@@ -83,7 +84,7 @@ fn heat_map(mixing: &Mixing) -> String {
         svg.rect((right + 16, y(step)), (14, y(step + 1) - y(step)), &blue(share));
     }
     svg.text(right + 36, top + 10, "start", MUTED, &format!("{most:.3}"));
-    svg.text(right + 36, bottom, "start", MUTED, "0");
+    svg.text(right + 36, bottom, "start", MUTED, &format!("{least:.3}"));
     svg.finish()
 }
 

@@ -2,6 +2,7 @@
 
 mod chart;
 mod curves;
+mod grid;
 mod headline;
 mod markdown;
 mod mixing;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::Verdict;
 use crate::results::{ExperimentResults, ResultsError, write_atomic};
 
+pub use grid::Grid;
 pub use headline::headline;
 pub use markdown::markdown;
 pub use page::html;
@@ -33,11 +35,17 @@ pub fn write_html(results: &ExperimentResults, verdicts: &[Verdict]) -> Result<P
 ///
 /// # Errors
 /// [`ResultsError::Write`].
-pub fn write_markdown(docs: &Path, suite: &str, experiments: &[ExperimentResults]) -> Result<PathBuf, ResultsError> {
-    for (name, svg) in markdown::pictures(experiments) {
+pub fn write_markdown(
+    docs: &Path,
+    suite: &str,
+    experiments: &[ExperimentResults],
+    grids: &[Grid],
+) -> Result<PathBuf, ResultsError> {
+    let single = markdown::pictures(suite, experiments);
+    for (name, svg) in single.into_iter().chain(grids.iter().flat_map(Grid::pictures)) {
         write_atomic(&docs.join(name), svg.as_bytes())?;
     }
     let path = docs.join(format!("{suite}.md"));
-    write_atomic(&path, markdown(experiments).as_bytes())?;
+    write_atomic(&path, markdown(suite, experiments, grids).as_bytes())?;
     Ok(path)
 }

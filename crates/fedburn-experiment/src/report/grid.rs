@@ -1,0 +1,272 @@
+//! A grid as Markdown: tables with a row for each choice of one axis and a column for each of another, and curves.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::curves;
+use super::markdown::{HEIGHT, WIDTH, escaped};
+use crate::format::{mean_sd, percent};
+use crate::results::{ExperimentResults, ResultsError, SeedResults, SeedStatus};
+use crate::sweep::{Axis, Cell, Choice};
+use crate::{Metric, Spread};
+
+/// What the cells of a grid came to.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    name: String,
+    title: String,
+    axes: Vec<Axis>,
+    /// In the order of [`Cell::all`]; `None` where nothing was run.
+    cells: Vec<Option<ExperimentResults>>,
+}
+
+/// One table of a grid: a choice of every axis but two, by its words, and the cells by row and column.
+struct Table<'a> {
+    heading: String,
+    rows: Vec<&'a str>,
+    columns: Vec<&'a str>,
+    cells: Vec<Vec<Option<&'a ExperimentResults>>>,
+}
+
+/// A figure of a run that a grid compares.
+struct Measure {
+    words: &'static str,
+    of: fn(&SeedResults) -> Option<f64>,
+    show: fn(f64) -> String,
+    /// Which of two values is the better one.
+    better: fn(f64, f64) -> f64,
+}
+
+const MEASURES: [Measure; 5] = [
+    Measure {
+        words: "Held-out accuracy after the last round",
+        of: |run| Some(run.figures().final_accuracy?.value),
+        show: percent,
+        better: f64::max,
+    },
+    Measure {
+        words: "Held-out accuracy, mean over the last tenth of the measured rounds",
+        of: |run| Some(late_accuracy(run)?.mean),
+        show: percent,
+        better: f64::max,
+    },
+    Measure {
+        words: "Standard deviation of the held-out accuracy over the last tenth of the measured rounds",
+        of: |run| late_accuracy(run)?.sd,
+        show: percent,
+        better: f64::min,
+    },
+    Measure {
+        words: "What clients use on their own held-out examples, mean over clients",
+        of: own_accuracy,
+        show: percent,
+        better: f64::max,
+    },
+    Measure {
+        words: "Largest eigenvalue of the loss's Hessian at the final model",
+        of: |run| run.figures().top_eigenvalue,
+        show: |value| format!("{value:.2}"),
+        better: f64::min,
+    },
+];
+
+impl Grid {
+    /// Reads the cells below `experiment`, the folder that holds `sweep`. `None` where nothing was run.
+    ///
+    /// # Errors
+    /// [`ResultsError`] where the results of a cell cannot be read.
+    pub fn load(experiment: &Path, title: &str, axes: Vec<Axis>) -> Result<Option<Self>, ResultsError> {
+        let read = |cell: Cell| match ExperimentResults::load(&cell.dir(experiment)) {
+            Ok(results) => Ok(Some(results)),
+            Err(ResultsError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let cells: Vec<_> = Cell::all(&axes).into_iter().map(read).collect::<Result<_, _>>()?;
+        let parts: Vec<_> = experiment.iter().rev().take(2).map(|part| part.to_string_lossy()).collect();
+        let name = parts.into_iter().rev().collect::<Vec<_>>().join("/");
+        let any = cells.iter().any(Option::is_some);
+        Ok(any.then(|| Self { name, title: title.to_owned(), axes, cells }))
+    }
+
+    /// The command, the tables of each measure that was taken, and links to the curves.
+    pub(super) fn markdown(&self) -> String {
+        let mut page = format!("\n## {}\n\n{}\n", escaped(&self.name), escaped(&self.title));
+        let _ = write!(page, "\n```sh\ncargo xtask experiment sweep {}\n```\n", self.name);
+        let pictures = self.pictures();
+        for (index, table) in self.tables().iter().enumerate() {
+            if !table.heading.is_empty() {
+                let _ = write!(page, "\n### {}\n", escaped(&table.heading));
+            }
+            for measure in MEASURES.iter().filter(|measure| table.is_measured(measure)) {
+                let _ = write!(page, "\n{}:\n\n{}", measure.words, table.markdown(measure));
+            }
+            let prefix = self.picture(index, "");
+            for (name, _) in pictures.iter().filter(|(name, _)| name.starts_with(&prefix)) {
+                let column = name.trim_start_matches(&prefix).trim_end_matches(".svg");
+                let _ = write!(page, "\n![Held-out accuracy by round, mean over seeds: {column}]({name})\n");
+            }
+        }
+        let unfinished: Vec<_> = self.cells.iter().flatten().flat_map(|cell| &cell.seeds).collect();
+        let count = unfinished.iter().filter(|run| run.status() != SeedStatus::Finished).count();
+        if count > 0 {
+            let _ = write!(page, "\n{count} of {} runs are not finished.\n", unfinished.len());
+        }
+        page
+    }
+
+    /// Curves over rounds, a picture for each column of each table: their path relative to the page, and the SVG.
+    pub(super) fn pictures(&self) -> Vec<(String, String)> {
+        let mut pictures = Vec::new();
+        for (index, table) in self.tables().iter().enumerate() {
+            for (column, name) in table.columns.iter().enumerate() {
+                let of_row = |(row, name): (usize, &&str)| Some(((*name).to_owned(), table.cells[row][column]?));
+                let series: Vec<_> = table.rows.iter().enumerate().filter_map(of_row).collect();
+                let chart = curves::overlay(&series, Metric::Accuracy);
+                let svg = chart.and_then(|chart| chart.svg(WIDTH, HEIGHT));
+                pictures.extend(svg.map(|svg| (self.picture(index, &format!("{name}.svg")), svg)));
+            }
+        }
+        pictures
+    }
+
+    fn picture(&self, table: usize, end: &str) -> String {
+        let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '_' };
+        format!("{}-{table}-{}", self.name, end.chars().map(safe).collect::<String>())
+    }
+
+    /// The axis with the most choices gives the rows, of the others the one with the most the columns.
+    fn tables(&self) -> Vec<Table<'_>> {
+        let mut by_length: Vec<usize> = (0..self.axes.len()).collect();
+        by_length.sort_by_key(|&axis| std::cmp::Reverse(self.axes[axis].choices.len()));
+        let (row, column) = (by_length.first().copied(), by_length.get(1).copied());
+        let labels = |axis: Option<usize>| match axis {
+            Some(axis) => self.axes[axis].choices.iter().map(words).collect(),
+            None => vec!["all"],
+        };
+        let mut tables: Vec<Table<'_>> = Vec::new();
+        for (index, cell) in self.cells.iter().enumerate() {
+            let places = self.places(index);
+            let of =
+                |axis: &usize| format!("{} {}", self.axes[*axis].name, words(&self.axes[*axis].choices[places[*axis]]));
+            let mut others: Vec<usize> = by_length.iter().skip(2).copied().collect();
+            others.sort_unstable();
+            let heading = others.iter().map(of).collect::<Vec<_>>().join(", ");
+            let place = tables.iter().position(|table| table.heading == heading).unwrap_or_else(|| {
+                let (rows, columns) = (labels(row), labels(column));
+                let cells = vec![vec![None; columns.len()]; rows.len()];
+                tables.push(Table { heading, rows, columns, cells });
+                tables.len() - 1
+            });
+            let at = |axis: Option<usize>| axis.map_or(0, |axis| places[axis]);
+            tables[place].cells[at(row)][at(column)] = cell.as_ref();
+        }
+        tables
+    }
+
+    /// The place of a cell on each axis; the last axis varies fastest.
+    fn places(&self, mut index: usize) -> Vec<usize> {
+        let mut places = vec![0; self.axes.len()];
+        for (place, axis) in places.iter_mut().zip(&self.axes).rev() {
+            *place = index % axis.choices.len();
+            index /= axis.choices.len();
+        }
+        places
+    }
+}
+
+impl Table<'_> {
+    fn is_measured(&self, measure: &Measure) -> bool {
+        self.cells.iter().flatten().flatten().any(|cell| cell.spread(measure.of).is_some())
+    }
+
+    /// The best of each column is set in bold.
+    fn markdown(&self, measure: &Measure) -> String {
+        let spreads: Vec<Vec<Option<Spread>>> = self
+            .cells
+            .iter()
+            .map(|row| row.iter().map(|cell| cell.as_ref().and_then(|cell| cell.spread(measure.of))).collect())
+            .collect();
+        let best = |column: usize| spreads.iter().filter_map(|row| Some(row[column]?.mean)).reduce(measure.better);
+        let names: Vec<_> = self.columns.iter().map(|name| escaped(name)).collect();
+        let mut table = format!("| | {} |\n|---|{}\n", names.join(" | "), "---:|".repeat(names.len()));
+        for (name, row) in self.rows.iter().zip(&spreads) {
+            let cell = |(column, spread): (usize, &Option<Spread>)| match spread {
+                Some(spread) if best(column) == Some(spread.mean) => format!("**{}**", mean_sd(spread, measure.show)),
+                Some(spread) => mean_sd(spread, measure.show),
+                None => "–".to_owned(),
+            };
+            let cells: Vec<_> = row.iter().enumerate().map(cell).collect();
+            let _ = writeln!(table, "| {} | {} |", escaped(name), cells.join(" | "));
+        }
+        table
+    }
+}
+
+/// A choice as a reader calls it: words without the quotes of TOML.
+fn words(choice: &Choice) -> &str {
+    choice.label.trim_matches('"')
+}
+
+/// Over the last tenth of the measured rounds.
+fn late_accuracy(run: &SeedResults) -> Option<Spread> {
+    let measured: Vec<f64> = Metric::Accuracy.series(run).map(|(_, value)| value).collect();
+    let late = &measured[measured.len() - measured.len().div_ceil(10)..];
+    Spread::of(late.iter().copied())
+}
+
+/// Only where clients hold examples out: elsewhere they are measured on what they trained on.
+fn own_accuracy(run: &SeedResults) -> Option<f64> {
+    let config: toml::Table = run.config.as_deref()?.parse().ok()?;
+    let share = config.get("evaluation")?.get("client_holdout")?.as_float()?;
+    let own = || Spread::of(run.clients.iter().filter_map(|client| client.accuracy));
+    if share > 0.0 { Some(own()?.mean) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{experiment, finished};
+
+    fn axis(text: &str) -> Axis {
+        Axis::parse(text).unwrap()
+    }
+
+    fn grid(axes: Vec<Axis>) -> Grid {
+        let cell = |index: usize| experiment("g", vec![finished(&[Some(0.1), Some(index as f64 / 100.0)])]);
+        let cells = (0..Cell::all(&axes).len()).map(|index| (index != 1).then(|| cell(index))).collect();
+        Grid { name: "suite/g".to_owned(), title: "A grid".to_owned(), axes, cells }
+    }
+
+    #[test]
+    fn the_longest_axis_gives_the_rows_and_further_ones_tables() {
+        let page = grid(vec![axis("data=iid,skewed"), axis("method=a,b,c"), axis("model=x,y")]).markdown();
+        assert!(page.contains("### model x\n"), "{page}");
+        // Cells in order: (iid, a, x), (iid, a, y), (iid, b, x), …, (skewed, c, y).
+        assert!(page.contains("| | iid | skewed |\n|---|---:|---:|\n| a | 0.00 % | 6.00 % |\n"), "{page}");
+        assert!(page.contains("| c | **4.00 %** | **10.00 %** |"), "{page}");
+        assert!(page.contains("| a | – | 7.00 % |"), "nothing was run there: {page}");
+        assert_eq!(page.matches("after the last round:").count(), 2);
+        assert!(!page.contains("own held-out"), "clients held nothing out");
+    }
+
+    #[test]
+    fn one_axis_is_one_column_and_every_link_has_its_picture() {
+        let grid = grid(vec![axis("method=a,b,c")]);
+        let page = grid.markdown();
+        assert!(
+            page.contains("| | all |") && page.contains("| b | – |") && page.contains("| c | **2.00 %** |"),
+            "{page}"
+        );
+        let pictures = grid.pictures();
+        assert_eq!(pictures.len(), 1);
+        assert!(pictures.iter().all(|(name, _)| page.contains(&format!("]({name})"))), "{page}");
+    }
+
+    #[test]
+    fn late_accuracy_is_over_a_tenth_of_what_was_measured() {
+        let accuracy: Vec<_> = (1..=20).map(|round| Some(f64::from(round) / 100.0)).collect();
+        let late = late_accuracy(&finished(&accuracy)).unwrap();
+        assert!((late.mean - 0.195).abs() < 1e-12 && late.n == 2);
+        assert_eq!(late_accuracy(&finished(&[None])), None);
+    }
+}
