@@ -234,6 +234,13 @@ mod tests {
         assert_table(&[
             (", rule = { scaffold = {} }", "kind = 'fedavg'", "", &["client", "the rule `scaffold` needs"]),
             (", rule = { feddyn = {} }", "kind = 'median'", "", &["client", "the rule `feddyn` needs"]),
+            ("", "kind = 'scaffold'", "", &["strategy", "`scaffold` needs [client] rule"]),
+            ("", "kind = 'feddyn', alpha = 0.1", "", &["strategy", "`feddyn` needs [client] rule"]),
+            (", rule = { scaffold = {} }", "kind = 'scaffold'", "", &[]),
+            (", rule = { scaffold = {} }", "kind = 'swa', start = 2, base = { kind = 'scaffold' }", "", &[]),
+            (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'feddyn', alpha = 0.1", "", &[]),
+            (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'feddyn', alpha = 0.2", "", &["strategy", "0.2", "0.1", "the same"]),
+            (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'scaffold'", "", &["strategy", "`scaffold` needs"]),
             (", rule = { proximal = { mu = 0.1 } }", "kind = 'fedavg'", "", &[]),
             (", rule = { ntd = {} }, sharpness = { kind = 'sam', rho = 0.1 }", "kind = 'ewwa'", "", &[]),
         ]);
@@ -245,6 +252,18 @@ mod tests {
         assert_table(&[
             ("", twice, "", &["strategy", "`norm_clipping` wraps another"]),
             ("", "kind = 'norm_clipping', base = { kind = 'median' }", "", &[]),
+            ("", "kind = 'swa', start = 2, base = { kind = 'swa', start = 3 }", "", &["strategy", "`swa` wraps another"]),
+            ("", "kind = 'swa', start = 2, base = { kind = 'ewwa' }", "", &[]),
+        ]);
+    }
+
+    #[test]
+    fn fednova_needs_steps_of_sgd() {
+        let pfedme = ", personal = { kind = 'pfedme', lambda = 5.0, personal_lr = 0.05 }";
+        assert_table(&[
+            (pfedme, "kind = 'fednova'", "", &["strategy", "`fednova`", "`pfedme`"]),
+            (pfedme, "kind = 'fedavg'", "", &[]),
+            (", personal = { kind = 'ditto' }", "kind = 'fednova'", "", &[]),
         ]);
     }
 
