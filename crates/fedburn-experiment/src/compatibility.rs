@@ -51,7 +51,8 @@ fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
     ];
     for (kind, client, server, why) in halves {
         if client && !server {
-            let reason = format!("the rule `{kind}` needs [strategy] kind = \"{kind}\", by itself or in a wrapper: {why}");
+            let reason =
+                format!("the rule `{kind}` needs [strategy] kind = \"{kind}\", by itself or in a wrapper: {why}");
             return refuse("client", reason);
         }
         if server && !client {
@@ -239,7 +240,12 @@ mod tests {
             (", rule = { scaffold = {} }", "kind = 'scaffold'", "", &[]),
             (", rule = { scaffold = {} }", "kind = 'swa', start = 2, base = { kind = 'scaffold' }", "", &[]),
             (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'feddyn', alpha = 0.1", "", &[]),
-            (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'feddyn', alpha = 0.2", "", &["strategy", "0.2", "0.1", "the same"]),
+            (
+                ", rule = { feddyn = { alpha = 0.1 } }",
+                "kind = 'feddyn', alpha = 0.2",
+                "",
+                &["strategy", "0.2", "0.1", "the same"],
+            ),
             (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'scaffold'", "", &["strategy", "`scaffold` needs"]),
             (", rule = { proximal = { mu = 0.1 } }", "kind = 'fedavg'", "", &[]),
             (", rule = { ntd = {} }, sharpness = { kind = 'sam', rho = 0.1 }", "kind = 'ewwa'", "", &[]),
@@ -252,7 +258,12 @@ mod tests {
         assert_table(&[
             ("", twice, "", &["strategy", "`norm_clipping` wraps another"]),
             ("", "kind = 'norm_clipping', base = { kind = 'median' }", "", &[]),
-            ("", "kind = 'swa', start = 2, base = { kind = 'swa', start = 3 }", "", &["strategy", "`swa` wraps another"]),
+            (
+                "",
+                "kind = 'swa', start = 2, base = { kind = 'swa', start = 3 }",
+                "",
+                &["strategy", "`swa` wraps another"],
+            ),
             ("", "kind = 'swa', start = 2, base = { kind = 'ewwa' }", "", &[]),
         ]);
     }

@@ -391,6 +391,15 @@ impl SeedResults {
         }
     }
 
+    /// Mean over clients, each counting the same, of the accuracy of what they use on their own held-out examples. `None`
+    /// where clients hold nothing out: they are then measured on what they trained on.
+    pub fn own_accuracy(&self) -> Option<f64> {
+        let config: toml::Table = self.config.as_deref()?.parse().ok()?;
+        let share = config.get("evaluation")?.get("client_holdout")?.as_float()?;
+        let own = Spread::of(self.clients.iter().filter_map(|client| client.accuracy))?;
+        (share > 0.0).then_some(own.mean)
+    }
+
     /// The figures of the rounds on disk, whether or not the run is finished.
     pub fn figures(&self) -> Summary {
         let hash = self.run.as_ref().map(|run| run.config_hash.as_str()).unwrap_or_default();

@@ -189,6 +189,8 @@ pub struct CellFigures {
     pub final_accuracy: Option<Spread>,
     /// Highest accuracy over seeds.
     pub best_accuracy: Option<Spread>,
+    /// Accuracy of what clients use on their own held-out examples, mean over clients, over seeds.
+    pub own_accuracy: Option<Spread>,
 }
 
 /// The figures of all cells; `experiment` is the folder that holds `sweep`.
@@ -206,6 +208,7 @@ pub fn figures(cells: &[PlannedCell], experiment: &Path) -> Result<Vec<CellFigur
             seeds: results.counted().len(),
             final_accuracy: spread(|figures| figures.final_accuracy),
             best_accuracy: spread(|figures| figures.best_accuracy),
+            own_accuracy: results.spread(|seed| seed.own_accuracy()),
         })
     };
     cells.iter().map(of_cell).collect()
@@ -216,13 +219,13 @@ pub fn figures(cells: &[PlannedCell], experiment: &Path) -> Result<Vec<CellFigur
 /// # Errors
 /// As [`figures`].
 pub fn table(cells: &[PlannedCell], experiment: &Path) -> Result<String, ResultsError> {
-    let mut table = Table::new(["cell", "seeds", "final accuracy", "best accuracy"]);
+    let mut table = Table::new(["cell", "seeds", "final accuracy", "best accuracy", "clients' own data"]);
     for cell in figures(cells, experiment)? {
         let shown = |spread: Option<Spread>| {
             spread.map_or("-".to_owned(), |spread| mean_sd(&spread, |value| Metric::Accuracy.show(value)))
         };
-        let (last, best) = (shown(cell.final_accuracy), shown(cell.best_accuracy));
-        table.row([cell.settings.join(" "), cell.seeds.to_string(), last, best]);
+        let [last, best, own] = [cell.final_accuracy, cell.best_accuracy, cell.own_accuracy].map(shown);
+        table.row([cell.settings.join(" "), cell.seeds.to_string(), last, best, own]);
     }
     Ok(table.to_string())
 }

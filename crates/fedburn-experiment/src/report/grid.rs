@@ -58,7 +58,7 @@ const MEASURES: [Measure; 5] = [
     },
     Measure {
         words: "What clients use on their own held-out examples, mean over clients",
-        of: own_accuracy,
+        of: SeedResults::own_accuracy,
         show: percent,
         better: f64::max,
     },
@@ -212,14 +212,6 @@ fn late_accuracy(run: &SeedResults) -> Option<Spread> {
     let measured: Vec<f64> = Metric::Accuracy.series(run).map(|(_, value)| value).collect();
     let late = &measured[measured.len() - measured.len().div_ceil(10)..];
     Spread::of(late.iter().copied())
-}
-
-/// Only where clients hold examples out: elsewhere they are measured on what they trained on.
-fn own_accuracy(run: &SeedResults) -> Option<f64> {
-    let config: toml::Table = run.config.as_deref()?.parse().ok()?;
-    let share = config.get("evaluation")?.get("client_holdout")?.as_float()?;
-    let own = || Spread::of(run.clients.iter().filter_map(|client| client.accuracy));
-    if share > 0.0 { Some(own()?.mean) } else { None }
 }
 
 #[cfg(test)]
