@@ -101,7 +101,13 @@ impl Axis {
                     let change = Change::Overlay(over.as_table().cloned().unwrap_or_default());
                     Choice { label: label.clone(), change }
                 };
-                Ok(Self { name: name.clone(), choices: choices.iter().map(choice).collect() })
+                let mut choices: Vec<Choice> = choices.iter().map(choice).collect();
+                // Tables are in the order of letters, which numbers are not.
+                if choices.iter().all(|choice| choice.label.parse::<f64>().is_ok()) {
+                    let number = |choice: &Choice| choice.label.parse().unwrap_or(f64::NAN);
+                    choices.sort_by(|a, b| number(a).total_cmp(&number(b)));
+                }
+                Ok(Self { name: name.clone(), choices })
             }
             _ => Err(ConfigError::Value {
                 path: path.to_owned(),
@@ -261,6 +267,9 @@ mod tests {
         assert_eq!(Axis::asked("client.lr=1,2", &table).unwrap(), Axis::parse("client.lr=1,2").unwrap());
         let error = Axis::asked("method=slow", &table).unwrap_err().to_string();
         assert!(error.contains("`slow`") && error.contains("fast, plain"), "{error}");
+        let numbers: toml::Table = toml::from_str("[alpha.100]\n[alpha.2]\n[alpha.\"0.5\"]\n").unwrap();
+        let axes = Axis::of_table(Path::new("x.toml"), &numbers).unwrap();
+        assert_eq!(axes[0].choices.iter().map(|c| c.label.as_str()).collect::<Vec<_>>(), ["0.5", "2", "100"]);
         let wrong: toml::Table = toml::from_str("method = { plain = 3 }").unwrap();
         assert!(Axis::of_table(Path::new("x.toml"), &wrong).is_err());
     }

@@ -70,6 +70,9 @@ const MEASURES: [Measure; 5] = [
     },
 ];
 
+/// Names of axes whose choices are to be held against each other.
+const COMPARED: [&str; 2] = ["method", "defence"];
+
 impl Grid {
     /// Reads the cells below `experiment`, the folder that holds `sweep`. `None` where nothing was run.
     ///
@@ -134,10 +137,12 @@ impl Grid {
         format!("{}-{table}-{}", self.name, end.chars().map(safe).collect::<String>())
     }
 
-    /// The axis with the most choices gives the rows, of the others the one with the most the columns.
+    /// The axis whose choices are compared gives the rows, else the one with the most choices; of the others the one with
+    /// the most gives the columns.
     fn tables(&self) -> Vec<Table<'_>> {
         let mut by_length: Vec<usize> = (0..self.axes.len()).collect();
-        by_length.sort_by_key(|&axis| std::cmp::Reverse(self.axes[axis].choices.len()));
+        let rank = |axis: &Axis| (!COMPARED.contains(&axis.name.as_str()), std::cmp::Reverse(axis.choices.len()));
+        by_length.sort_by_key(|&axis| rank(&self.axes[axis]));
         let (row, column) = (by_length.first().copied(), by_length.get(1).copied());
         let labels = |axis: Option<usize>| match axis {
             Some(axis) => self.axes[axis].choices.iter().map(words).collect(),
@@ -239,6 +244,12 @@ mod tests {
         assert!(page.contains("| a | – | 7.00 % |"), "nothing was run there: {page}");
         assert_eq!(page.matches("after the last round:").count(), 2);
         assert!(!page.contains("own held-out"), "clients held nothing out");
+    }
+
+    #[test]
+    fn methods_are_rows_however_few() {
+        let page = grid(vec![axis("alpha=1,2,3"), axis("method=a,b")]).markdown();
+        assert!(page.contains("| | 1 | 2 | 3 |") && page.contains("| b | – | **3.00 %** | **5.00 %** |"), "{page}");
     }
 
     #[test]
