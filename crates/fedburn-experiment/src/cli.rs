@@ -121,7 +121,7 @@ pub struct RunArgs {
 /// Arguments of `sweep`.
 #[derive(Debug, Args)]
 pub struct SweepArgs {
-    /// A suite, suite/name or a .toml file; of a suite, every file with a [sweep] table.
+    /// A suite, suite/name or a .toml file; of a suite, every file with a sweep table.
     pub target: String,
     /// A dimension of the grid: `client.lr=0.1,0.01`, or choices that the file names: `method=fedavg`. May be repeated; the
     /// file's `[sweep]` table by default.
