@@ -24,6 +24,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod answerer;
 mod averaging;
 mod client;
 mod error;
@@ -43,6 +44,7 @@ mod strategy;
 mod transport;
 mod update;
 
+pub use answerer::{Answered, Answerer};
 pub use averaging::{MixingBlocks, MixingConfig, MixingEstimator, VarianceConfig};
 pub use client::{Client, ClientId, ClientInfo, Resample, ResamplingClient, TrainTask};
 pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
@@ -59,7 +61,7 @@ pub use sampler::ClientSampler;
 pub use seed::{Purpose, Seed};
 pub use state::{StateData, StateDict, StateStore, StateTensor};
 pub use strategy::{Aggregate, MeanStrategy, PerClientStrategy, RoundMean, Strategy, UpdateSet, Weighting};
-pub use transport::{ClientFailure, ClientTransport, Outcome, Reply, Request, ServerTransport};
+pub use transport::{Asked, ClientFailure, ClientTransport, History, Outcome, Reply, Request, ServerTransport};
 pub use update::{ClientReport, ClientUpdate, LocalUpdate, Reports, SideInfo, SideName};
 
 #[cfg(doctest)]

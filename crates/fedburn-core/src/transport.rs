@@ -23,6 +23,16 @@ pub enum Request<B: Backend> {
     },
 }
 
+impl<B: Backend> Request<B> {
+    /// The round that it belongs to: of an evaluation, the round after which it is measured.
+    pub fn round(&self) -> RoundIndex {
+        match self {
+            Self::Train(task) => task.round,
+            Self::Evaluate { round, .. } => *round,
+        }
+    }
+}
+
 /// What a client answers.
 #[derive(Clone, Debug)]
 pub enum Reply<B: Backend> {
@@ -108,17 +118,73 @@ pub trait ServerTransport<B: Backend>: Send {
     }
 }
 
-/// The client's view of its server.
-pub trait ClientTransport<B: Backend>: Send {
-    /// The next request; `None` once the server said goodbye.
+impl<B: Backend, T: ServerTransport<B> + ?Sized> ServerTransport<B> for Box<T> {
+    fn clients(&self) -> Arc<[ClientInfo]> {
+        (**self).clients()
+    }
+
+    fn exchange<'a>(
+        &'a mut self,
+        requests: Vec<(ClientId, Request<B>)>,
+        timeout: Duration,
+    ) -> Box<dyn Iterator<Item = Outcome<B>> + 'a> {
+        (**self).exchange(requests, timeout)
+    }
+
+    fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError> {
+        (**self).close_round(round, included)
+    }
+
+    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
+        (**self).checkpointed(round)
+    }
+}
+
+/// A request as it reaches the process that plays the client.
+#[derive(Clone, Debug)]
+pub struct Asked<B: Backend> {
+    /// Who is asked.
+    pub client: ClientId,
+    /// What is asked.
+    pub request: Request<B>,
+    /// Which of the client's own states it starts from.
+    pub history: History,
+}
+
+/// What the server knows of a client's past. The client keeps its state by round and is told with each request which
+/// one counts, so that neither lost messages nor a server that went back to a checkpoint can make it train from
+/// another state than an undisturbed run would.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// The client's last round whose update counted, before a training request's round, or up to an evaluation's. 0
+    /// where there is none: the client starts without state.
+    pub state_of: RoundIndex,
+    /// The server never goes back before this round: states older than the newest one up to here may be dropped.
+    pub durable: RoundIndex,
+}
+
+/// The view that a process has of its server. The process may be one client or many; worker threads share the
+/// transport.
+///
+/// # Laws
+/// Each request that `next` gives is given once while it is being worked on. Requests to one client that were given
+/// one after the other were sent in that order.
+pub trait ClientTransport<B: Backend>: Send + Sync {
+    /// The next request for any client that this process is; waits for one. `None` once the server said goodbye.
     ///
     /// # Errors
     /// [`TransportError`] where the connection broke and could not be restored.
-    fn next(&mut self) -> Result<Option<Request<B>>, TransportError>;
+    fn next(&self) -> Result<Option<Asked<B>>, TransportError>;
 
-    /// Answers the last request.
+    /// Answers a request of [`ClientTransport::next`]: that to `client` in `round`. Returns once the server has
+    /// acknowledged the answer, or no longer wants it.
     ///
     /// # Errors
-    /// [`TransportError`].
-    fn reply(&mut self, reply: Result<Reply<B>, ClientFailure>) -> Result<(), TransportError>;
+    /// [`TransportError`] where the connection broke and could not be restored.
+    fn reply(
+        &self,
+        client: ClientId,
+        round: RoundIndex,
+        reply: Result<Reply<B>, ClientFailure>,
+    ) -> Result<(), TransportError>;
 }

@@ -1,9 +1,11 @@
-//! The server loop, samplers, populations, stores, checkpoints and observers.
+//! The server loop and the client loop, samplers, stores, checkpoints and observers.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod attacks;
 mod checkpoint;
+mod client_loop;
+mod client_states;
 mod config;
 mod coordinator;
 mod durable;
@@ -19,6 +21,8 @@ mod unreliable;
 
 pub use attacks::{Attack, AttackConfig, AttackError, Attacked, AttackersConfig};
 pub use checkpoint::{Checkpoint, CheckpointDir, CheckpointError, RunTotals};
+pub use client_loop::run_clients;
+pub use client_states::ClientStates;
 pub use config::ServerConfig;
 pub use coordinator::{Coordinator, Effect, Input, RestoreError};
 pub use error::ServerError;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -10,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, ClientInfo, Outcome, Population, Reply, Request, RoundIndex, ServerTransport, StateDict,
-    StateStore, TrainError, TransportError, Worker,
+    Answered, Answerer, ClientFailure, ClientId, ClientInfo, Outcome, Population, Reply, Request, RoundIndex,
+    ServerTransport, StateDict, StateStore, TransportError,
 };
 
 /// Worker threads over a population of clients that are built when they are asked.
@@ -211,65 +210,20 @@ impl<B: Backend> Queue<B> {
 }
 
 fn work<B: Backend>(population: &dyn Population<B>, queue: &Queue<B>) {
-    let mut worker = None;
-    while let Some(job) = queue.next() {
-        let round = match &job.request {
-            Request::Train(task) => task.round,
-            Request::Evaluate { round, .. } => *round,
+    let mut answerer = Answerer::new(population);
+    while let Some(Job { client, request, store, answers }) = queue.next() {
+        let round = request.round();
+        // A round's training sees the state before that round, an evaluation the state after it.
+        let before = match request {
+            Request::Train(_) => round,
+            Request::Evaluate { .. } => round.next(),
         };
-        let served = catch_unwind(AssertUnwindSafe(|| {
-            let worker = worker.get_or_insert_with(|| population.worker());
-            serve(&mut **worker, job.client, round, job.request, job.store.as_deref())
-        }));
-        let (reply, state) = match served {
-            Ok(Ok((reply, state))) => (Ok(reply), state),
-            Ok(Err(failure)) => (Err(failure), None),
-            Err(panic) => {
-                // The resident model may be torn: build a new one.
-                worker = None;
-                tracing::error!(client = %job.client, %round, "client panicked");
-                (Err(ClientFailure::Failed { reason: format!("panicked: {}", message(&*panic)) }), None)
-            }
+        let state = || store.as_deref().map_or(Ok(None), |store| store.load(client, before));
+        let (reply, state) = match answerer.answer(client, request, state) {
+            Ok(Answered { reply, state }) => (Ok(reply), state.filter(|state| !state.is_empty())),
+            Err(failure) => (Err(failure), None),
         };
         // The receiver is gone where the exchange was given up.
-        let _ = job.answers.send(Answer { client: job.client, round, reply, state });
+        let _ = answers.send(Answer { client, round, reply, state });
     }
-}
-
-fn serve<B: Backend>(
-    worker: &mut dyn Worker<B>,
-    id: ClientId,
-    round: RoundIndex,
-    request: Request<B>,
-    store: Option<&dyn StateStore>,
-) -> Result<(Reply<B>, Option<StateDict>), ClientFailure> {
-    let failed = |reason: String| ClientFailure::Failed { reason };
-    let training = |e: TrainError| match e {
-        TrainError::NoData { .. } => ClientFailure::NoData,
-        other => failed(other.to_string()),
-    };
-    let mut client = worker.client(id).map_err(training)?;
-    // A round's training sees the state before that round, an evaluation the state after it.
-    let before = match request {
-        Request::Train(_) => round,
-        Request::Evaluate { .. } => round.next(),
-    };
-    if let Some(store) = store
-        && let Some(state) = store.load(id, before).map_err(|e| failed(e.to_string()))?
-    {
-        client.restore(state).map_err(|e| failed(e.to_string()))?;
-    }
-    match request {
-        Request::Train(task) => {
-            let update = client.train(&task).map_err(training)?;
-            let state = client.state();
-            Ok((Reply::Trained(update), (!state.is_empty()).then_some(state)))
-        }
-        Request::Evaluate { global, .. } => Ok((Reply::Evaluated(client.evaluate(&global).map_err(training)?), None)),
-    }
-}
-
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown cause".to_owned())
 }
