@@ -92,7 +92,8 @@ fn round(coordinator: &mut Coordinator<Flex>, clients: &[ClientInfo], answers: V
         for effect in effects {
             if let Effect::Close { round, included } = effect {
                 assert_eq!(included.len(), clients.len(), "every answer counts");
-                coordinator.memory().commit(round, &included).expect("memory of this process");
+                let memory = coordinator.memory();
+                memory.commit(round, &included).and_then(|()| memory.checkpointed(round)).expect("this process's memory");
             }
         }
     }

@@ -170,6 +170,10 @@ impl<B: Backend> Server<B> {
             if last || watch.stop.is_some() || due(self.finished(), self.config.checkpoint_every) {
                 self.checkpoint(&mut watch)?;
             }
+            // A run without checkpoints never goes back, so that it need not keep what was before.
+            if !self.checkpointing() {
+                self.drop_before(self.finished())?;
+            }
         }
         let (round, stopped) = (self.finished(), watch.stop.clone());
         watch.tell(&Event::RunEnded { round, stopped: stopped.clone() });
@@ -277,29 +281,38 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
+    /// Whether this round may be one to go back to.
+    fn checkpointing(&self) -> bool {
+        self.config.checkpoint_every != 0 && self.checkpoints.is_some()
+    }
+
     fn checkpoint(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
         let round = self.finished();
-        if self.config.checkpoint_every == 0 {
+        let Some(Checkpoints { dir, config_hash }) = self.checkpoints.as_ref().filter(|_| self.checkpointing()) else {
             return Ok(());
-        }
-        if let Some(Checkpoints { dir, config_hash }) = &self.checkpoints {
-            let began = Instant::now();
-            // Client state may only be dropped as far back as the oldest checkpoint that is kept.
-            let oldest = dir.save(&Checkpoint {
-                round,
-                config_hash: config_hash.clone(),
-                global: self.coordinator.global().clone(),
-                deploy: self.coordinator.deploy().cloned(),
-                strategy: self.coordinator.strategy().name().to_owned(),
-                strategy_state: self.coordinator.strategy().state(),
-                totals: self.totals,
-            })?;
-            self.transport.checkpointed(oldest).map_err(|source| ServerError::Transport { round, source })?;
-            self.coordinator.memory().checkpointed(oldest).map_err(|source| ServerError::Memory { round, source })?;
-            tracing::debug!(%round, took = ?began.elapsed(), "checkpoint");
-            watch.tell(&Event::Checkpointed { round });
-        }
+        };
+        let began = Instant::now();
+        // Client state may only be dropped as far back as the oldest checkpoint that is kept.
+        let oldest = dir.save(&Checkpoint {
+            round,
+            config_hash: config_hash.clone(),
+            global: self.coordinator.global().clone(),
+            deploy: self.coordinator.deploy().cloned(),
+            strategy: self.coordinator.strategy().name().to_owned(),
+            strategy_state: self.coordinator.strategy().state(),
+            totals: self.totals,
+        })?;
+        self.drop_before(oldest)?;
+        tracing::debug!(%round, took = ?began.elapsed(), "checkpoint");
+        watch.tell(&Event::Checkpointed { round });
         Ok(())
+    }
+
+    /// Nothing will go back further than `oldest`: older versions of what is kept of clients may go.
+    fn drop_before(&mut self, oldest: RoundIndex) -> Result<(), ServerError> {
+        let round = self.finished();
+        self.transport.checkpointed(oldest).map_err(|source| ServerError::Transport { round, source })?;
+        self.coordinator.memory().checkpointed(oldest).map_err(|source| ServerError::Memory { round, source })
     }
 }
 

@@ -287,3 +287,19 @@ fn impossible_settings_are_refused_by_name() {
         std::time::Duration::MAX
     );
 }
+
+#[test]
+fn a_run_without_checkpoints_keeps_one_version_of_each_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(DiskStore::open(dir.path(), RoundIndex(0)).unwrap());
+    let transport = InProcess::<Flex>::new(Arc::new(EchoPopulation::new(6)), Some(store), 1).unwrap();
+    let sampler = SamplerConfig::All {}.build(&ServerTransport::<Flex>::clients(&transport)).unwrap();
+    let config = ServerConfig { eval_every: 0, checkpoint_every: 0, ..ServerConfig::new(ROUNDS) };
+    let global = vector(&[0.0; 7], &model(), &Default::default());
+    let mut server = Server::new(config, transport, Kind::Mean.build(), sampler, global, Seed::new(9)).unwrap();
+    server.run(&mut []).unwrap();
+    let folders = |path: &Path| std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+    let clients: Vec<_> = folders(&dir.path().join("clients")).iter().flat_map(|p| folders(p)).collect();
+    assert_eq!(clients.len(), 5, "client 0 has no data");
+    clients.iter().for_each(|client| assert_eq!(folders(client).len(), 1, "{}", client.display()));
+}

@@ -61,7 +61,7 @@ impl Figures {
     pub fn run(self) -> Result<ExitCode, String> {
         let record = target().join("bench/figures.json");
         if !self.redraw {
-            write(&record, &format!("{:#}\n", self.measure()?))?;
+            self.measure(|measured| write(&record, &format!("{measured:#}\n")))?;
         }
         let text = read(&record).map_err(|error| format!("{error}; measure first, without --redraw"))?;
         let record = serde_json::from_str(&text).map_err(|error| format!("{}: {error}", record.display()))?;
@@ -73,7 +73,8 @@ impl Figures {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn measure(&self) -> Result<Value, String> {
+    /// Tells `keep` all that there is after each turn, so that a run that is broken off has not been in vain.
+    fn measure(&self, keep: impl Fn(Value) -> Result<(), String>) -> Result<(), String> {
         let ours = ours()?;
         let python = python(self.python.clone(), &[Peer::Torch]);
         let python = match &python {
@@ -96,13 +97,14 @@ impl Figures {
                 eprintln!("{}, turn {turn} of {}: {} at {}", point.picture, self.runs, point.line, point.x);
                 seconds.push(run(&point.participant)?.per(point.examples));
             }
+            let measured = points.iter().zip(&seconds).map(|(point, seconds)| {
+                let median = Spread::of(seconds.iter().copied()).map(|spread| spread.median);
+                json!({ "picture": point.picture, "line": point.line, "x": point.x, "seconds": seconds, "median": median })
+            });
+            let measured: Vec<Value> = measured.collect();
+            keep(json!({ "machine": machine.json(), "points": measured }))?;
         }
-        let measured = points.iter().zip(seconds).map(|(point, seconds)| {
-            let median = Spread::of(seconds.iter().copied()).map(|spread| spread.median);
-            json!({ "picture": point.picture, "line": point.line, "x": point.x, "seconds": seconds, "median": median })
-        });
-        let measured: Vec<Value> = measured.collect();
-        Ok(json!({ "machine": machine.json(), "points": measured }))
+        Ok(())
     }
 }
 

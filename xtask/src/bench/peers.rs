@@ -65,11 +65,12 @@ impl Peers {
             print!("\n{}\n{}{}", played.heading(), played.table().text(), played.conclusions().join("\n") + "\n");
             pages.push(played.markdown());
             all.push(played.json());
-        }
-        let record = json!({ "machine": machine.json(), "runs": self.runs, "jobs": all });
-        write(&target().join("bench/peers.json"), &format!("{record:#}\n"))?;
-        if let Some(file) = &self.markdown {
-            write(file, &format!("{}.\n\n{}", machine.shown(), pages.join("\n")))?;
+            // After each job: an hour's measurements are not lost where the last job fails.
+            let record = json!({ "machine": machine.json(), "runs": self.runs, "jobs": all });
+            write(&target().join("bench/peers.json"), &format!("{record:#}\n"))?;
+            if let Some(file) = &self.markdown {
+                write(file, &format!("{}.\n\n{}", machine.shown(), pages.join("\n")))?;
+            }
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -146,6 +146,22 @@ mod tests {
     }
 
     #[test]
+    fn an_account_above_the_line_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |runs: usize| {
+            let runs = (0..runs).map(|_| finished(&[Some(0.3), Some(0.6)])).collect();
+            let page = super::super::write_markdown(dir.path(), "s", &[experiment("s/a", runs)], &[]).unwrap();
+            (std::fs::read_to_string(&page).unwrap(), page)
+        };
+        let (plain, path) = write(1);
+        assert!(plain.starts_with("# Results: s\n") && !plain.contains(super::super::FIGURES));
+        std::fs::write(&path, format!("# Mine\n\nSo it is.\n\n{}\nold", super::super::FIGURES)).unwrap();
+        let (first, second) = (write(1).0, write(2).0);
+        assert!(first.starts_with("# Mine\n\nSo it is.\n\n<!--") && first.ends_with(&plain), "{first}");
+        assert!(second.contains("So it is.") && second.contains("| s/a | 2 of 2 |") && !second.contains("old"));
+    }
+
+    #[test]
     fn text_from_files_stays_text() {
         let mut run = finished(&[Some(0.3), None]);
         run.config = Some("title = \"<b>*|x|*</b>\"".into());

@@ -10,6 +10,7 @@ mod page;
 mod partition;
 mod sharpness;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::Verdict;
@@ -30,11 +31,15 @@ pub fn write_html(results: &ExperimentResults, verdicts: &[Verdict]) -> Result<P
     Ok(path)
 }
 
+/// The line of a suite's page below which everything is written anew; an account of what the figures mean, written by
+/// hand above it, stays.
+pub const FIGURES: &str = "<!-- figures: written by fedburn experiment report -->";
+
 /// Writes [`markdown`] of a suite to `<docs>/<suite>.md` and its curves to `<docs>/<suite>/*.svg`; returns the path of
-/// the page.
+/// the page. What stands above the line [`FIGURES`] of a page that is there already is kept.
 ///
 /// # Errors
-/// [`ResultsError::Write`].
+/// [`ResultsError::Read`], [`ResultsError::Write`].
 pub fn write_markdown(
     docs: &Path,
     suite: &str,
@@ -46,6 +51,13 @@ pub fn write_markdown(
         write_atomic(&docs.join(name), svg.as_bytes())?;
     }
     let path = docs.join(format!("{suite}.md"));
-    write_atomic(&path, markdown(suite, experiments, grids).as_bytes())?;
+    let account = match std::fs::read_to_string(&path) {
+        Ok(page) => page.split_once(FIGURES).map(|(account, _)| account.to_owned()).unwrap_or_default(),
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(source) => return Err(ResultsError::Read { path, source }),
+    };
+    let page = markdown(suite, experiments, grids);
+    let page = if account.is_empty() { page } else { format!("{account}{FIGURES}\n\n{page}") };
+    write_atomic(&path, page.as_bytes())?;
     Ok(path)
 }
