@@ -9,7 +9,7 @@ use crate::workspace;
 #[derive(Clone)]
 pub struct Cargo {
     args: Vec<OsString>,
-    env: Vec<(&'static str, &'static str)>,
+    env: Vec<(&'static str, String)>,
 }
 
 impl Cargo {
@@ -35,8 +35,8 @@ impl Cargo {
     }
 
     /// Sets an environment variable.
-    pub fn env(mut self, name: &'static str, value: &'static str) -> Self {
-        self.env.push((name, value));
+    pub fn env(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.env.push((name, value.into()));
         self
     }
 
@@ -50,7 +50,10 @@ impl Cargo {
     /// The call, ready to be run in the workspace's top folder.
     pub fn command(&self) -> Command {
         let mut command = Command::new("cargo");
-        command.args(&self.args).envs(self.env.iter().copied()).current_dir(workspace::root());
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .current_dir(workspace::root());
         command
     }
 

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::cargo::Cargo;
+use crate::fault::Fault;
 use crate::{ci, examples, launch, tidy, workspace};
 
 /// Automation of the fedburn workspace.
@@ -35,6 +36,8 @@ enum Command {
     Data(Words),
     /// Run the micro benchmarks, or hold fedburn against other frameworks: `bench peers`.
     Bench(Box<Bench>),
+    /// Run a suite that breaks things on purpose: `fault fuzz`.
+    Fault(Fault),
     /// Run every example.
     Examples,
     /// Build the documentation, warnings denied.
@@ -57,6 +60,7 @@ impl Cli {
             Command::Experiment(words) => launch::fedburn("experiment", words.words),
             Command::Data(words) => launch::fedburn("data", words.words),
             Command::Bench(bench) => bench.run(),
+            Command::Fault(fault) => fault.run(),
             Command::Examples => examples::run(),
             Command::Doc => Cargo::doc().status().map(exit_code),
         }

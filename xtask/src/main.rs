@@ -9,6 +9,7 @@ mod cargo;
 mod ci;
 mod cli;
 mod examples;
+mod fault;
 mod launch;
 mod step;
 mod tally;

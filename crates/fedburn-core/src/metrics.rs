@@ -96,6 +96,13 @@ impl Metrics {
     }
 }
 
+impl FromIterator<(MetricName, Mean)> for Metrics {
+    /// The means as they are, to the last bit; of equal names the last one counts.
+    fn from_iter<I: IntoIterator<Item = (MetricName, Mean)>>(means: I) -> Self {
+        Self(means.into_iter().collect())
+    }
+}
+
 /// Numbers as they are, and in formats for people, which may lack them (JSON does), NaN and infinities as text.
 mod any_float {
     use std::fmt;

@@ -3,6 +3,9 @@
 //! [`InProcess`] simulates a federation in one process: worker threads, each with one resident model, train the clients
 //! of a [`fedburn_core::Population`].
 //!
+//! With the feature `wire` the module `wire` has the protocol that server and clients speak over a network: frames,
+//! messages, chunks, blobs, with every bound that a hostile peer could try to exceed.
+//!
 //! # Examples
 //!
 //! ```
@@ -20,6 +23,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod in_process;
+#[cfg(feature = "wire")]
+pub mod wire;
 
 pub use in_process::InProcess;
 
