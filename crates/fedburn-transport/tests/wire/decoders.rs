@@ -4,47 +4,61 @@ use fedburn_transport::wire::limits::*;
 use fedburn_transport::wire::*;
 
 use crate::allocation::peak;
+use crate::generate::Draw;
 use crate::{golden, samples};
 
-/// A decoder under test. `read` panics where a law is broken and says whether the input was accepted.
+/// A decoder under test.
 pub struct Decoder {
     pub name: String,
     pub seeds: Vec<Vec<u8>>,
-    /// Bytes that an input may have; longer ones cannot reach the decoder.
-    pub longest: usize,
-    pub read: Box<dyn Fn(&[u8]) -> bool>,
+    /// The limit of what is decoded, in bytes: no input is longer, and memory is held to a multiple of it.
+    pub limit: usize,
+    pub read: Read,
 }
 
-/// A decoder may hold so many times the limit of what it decodes.
-const FACTOR: usize = 4;
+/// Reads an input; panics where a law is broken.
+pub type Read = Box<dyn Fn(&[u8]) -> Verdict>;
+
+/// What became of an input.
+pub struct Verdict {
+    pub accepted: bool,
+    /// Bytes that decoding held at most.
+    pub held: usize,
+}
+
+/// Seeds are at most so long: longer ones only make fewer inputs in the same time.
+const LONGEST_SEED: usize = 2_048;
+/// Drawn messages of each kind among the seeds.
+const DRAWN: u64 = 16;
 
 /// All of them: the frames of a stream, each kind of message, a chunk, and what a chunk is put into.
 pub fn decoders() -> Vec<Decoder> {
-    let bodies = golden::bodies();
-    let messages = Kind::ALL.iter().map(|&kind| Decoder {
-        name: format!("{kind:?}"),
-        seeds: bodies.iter().filter(|(of, _)| *of == kind).map(|(_, body)| body.clone()).collect(),
-        longest: kind.max_body(),
-        read: Box::new(move |input| message(kind, input)),
+    let committed = golden::bodies();
+    let body = |message: &Message| message.encode(0).unwrap()[FRAME_HEADER_LEN..].to_vec();
+    let messages = Kind::ALL.iter().map(|&kind| {
+        let committed = committed.iter().filter(|(of, _)| *of == kind).map(|(_, body)| body.clone());
+        let drawn = (0..DRAWN).map(|seed| body(&Draw::new(seed).message(kind)));
+        Decoder {
+            name: format!("{kind:?}"),
+            seeds: committed.chain(drawn.filter(|body| body.len() <= LONGEST_SEED)).collect(),
+            limit: kind.max_body(),
+            read: Box::new(move |input| message(kind, input)),
+        }
     });
     let frames = samples::messages().into_iter().map(|(_, message)| message.encode(7).unwrap().to_vec()).collect();
-    let frames = Decoder { name: "frames".to_owned(), seeds: frames, longest: 256 << 10, read: Box::new(frames_of) };
-    let seeds = vec![samples::chunk()];
-    let chunk = Decoder { name: "chunk".to_owned(), seeds, longest: 4_096, read: Box::new(chunk) };
-    let seeds = vec![samples::payload().to_vec()];
-    let values = Decoder { name: "values".to_owned(), seeds, longest: 4_096, read: Box::new(values) };
-    messages.chain([frames, chunk, values]).collect()
-}
-
-fn bounded<T>(limit: usize, call: impl FnOnce() -> T) -> T {
-    let (result, held) = peak(call);
-    assert!(held <= FACTOR * limit, "{held} bytes were held, at most {FACTOR} x {limit} may be");
-    result
+    let others: [(&str, Vec<Vec<u8>>, usize, Read); 3] = [
+        ("frames", frames, MAX_MANIFEST_BODY, Box::new(frames_of)),
+        ("chunk", vec![samples::chunk()], 4_096, Box::new(chunk)),
+        ("values", vec![samples::payload().to_vec()], 4_096, Box::new(values)),
+    ];
+    let others = others.map(|(name, seeds, limit, read)| Decoder { name: name.to_owned(), seeds, limit, read });
+    messages.chain(others).collect()
 }
 
 /// A message that is read is one that can be sent, and reads the same again.
-fn message(kind: Kind, input: &[u8]) -> bool {
-    let Ok(message) = bounded(kind.max_body(), || Message::decode(kind, input)) else { return false };
+fn message(kind: Kind, input: &[u8]) -> Verdict {
+    let (message, held) = peak(|| Message::decode(kind, input));
+    let Ok(message) = message else { return Verdict { accepted: false, held } };
     let frame = message.encode(0).unwrap();
     let again = Message::decode(kind, &frame[FRAME_HEADER_LEN..]).unwrap();
     assert_eq!(again.encode(0).unwrap(), frame, "not the same twice");
@@ -56,16 +70,19 @@ fn message(kind: Kind, input: &[u8]) -> bool {
             assert_eq!(content.len() as u64, blob.len);
         }
     }
-    true
+    Verdict { accepted: true, held }
 }
 
-/// The pieces in which bytes come change nothing; the longest kind bounds the memory.
-fn frames_of(input: &[u8]) -> bool {
-    let read = |pieces: usize| {
+/// The pieces in which bytes come change nothing.
+fn frames_of(input: &[u8]) -> Verdict {
+    let mut held = 0;
+    let mut read = |pieces: usize| {
         let (mut decoder, mut frames) = (FrameDecoder::new(), Vec::new());
         for mut piece in input.chunks(pieces) {
             while !piece.is_empty() {
-                match bounded(MAX_MANIFEST_BODY, || decoder.read(&mut piece)) {
+                let (frame, once) = peak(|| decoder.read(&mut piece));
+                held = held.max(once);
+                match frame {
                     Ok(frame) => frames.extend(frame),
                     Err(error) => return (frames, Err(error)),
                 }
@@ -73,37 +90,37 @@ fn frames_of(input: &[u8]) -> bool {
         }
         (frames, decoder.finish())
     };
-    let whole = read(input.len().max(1));
-    assert_eq!(read(1 + input.len() / 3), whole, "the pieces make a difference");
-    let (frames, end) = whole;
-    let readable = frames.iter().filter(|frame| frame.message().is_ok()).count();
-    end.is_ok() && readable == frames.len()
+    let (frames, end) = read(input.len().max(1));
+    assert_eq!(read(1 + input.len() / 3), (frames.clone(), end.clone()), "the pieces make a difference");
+    let readable = frames.iter().all(|frame| frame.message().is_ok());
+    Verdict { accepted: end.is_ok() && readable, held }
 }
 
 /// A chunk that is accepted is the one of the manifest, to the last bit.
-fn chunk(input: &[u8]) -> bool {
+fn chunk(input: &[u8]) -> Verdict {
     let (manifest, good) = (samples::manifest(), samples::chunk());
     let transfer = TransferId(std::array::from_fn(|i| good[i]));
-    let Some((header, payload)) = input.split_first_chunk::<CHUNK_HEADER_LEN>() else { return false };
-    let accepted = bounded(CHUNK_HEADER_LEN, || {
+    let Some((header, payload)) = input.split_first_chunk::<CHUNK_HEADER_LEN>() else {
+        return Verdict { accepted: false, held: 0 };
+    };
+    let (header, held) = peak(|| {
         let header = ChunkHeader::decode(header)?;
         manifest.expect(transfer, &header)?;
         header.verify(payload).map(|()| header)
     });
-    let Ok(header) = accepted else { return false };
-    let expected = [&header.encode()[..], payload].concat();
-    assert_eq!(expected, input);
+    let Ok(header) = header else { return Verdict { accepted: false, held } };
+    assert_eq!([&header.encode()[..], payload].concat(), input);
     let whole = samples::payload();
     assert_eq!(payload, manifest.layout().slice(header.index, &whole).unwrap(), "another chunk was accepted");
-    true
+    Verdict { accepted: true, held }
 }
 
 /// A payload of any length is read only where it has exactly that of its chunk.
-fn values(input: &[u8]) -> bool {
+fn values(input: &[u8]) -> Verdict {
     let payload = VectorPayload::new(2, 3, 12).unwrap();
     let mut place = [[0.5f32; 2]; 3];
     let mut place: Vec<&mut [f32]> = place.iter_mut().map(|vector| &mut vector[..]).collect();
-    let read = (0..3).filter(|&index| bounded(1, || payload.decode_chunk(index, input, &mut place)).is_ok()).count();
+    let (read, held) = peak(|| (0..3).filter(|&index| payload.decode_chunk(index, input, &mut place).is_ok()).count());
     assert_eq!(read, if input.len() == 12 { 2 } else { 0 });
-    read > 0
+    Verdict { accepted: read > 0, held }
 }

@@ -5,6 +5,7 @@ use fedburn_transport::wire::limits::*;
 use fedburn_transport::wire::*;
 use proptest::prelude::*;
 
+use crate::allocation::peak;
 use crate::generate::Draw;
 
 /// Feeds bytes in pieces that end at `cuts` and gives every frame.
@@ -222,6 +223,52 @@ fn a_full_part_of_an_announcement_fits_a_frame() {
     assert!(Frame::encode(0, &announce).unwrap().len() + 16 <= MAX_BODY);
     let extended = Announce { ext: Extensions::new(vec![Extension { id: 0, data }]), ..announce };
     assert!(matches!(Frame::encode(0, &extended), Err(FrameError::TooLong { .. })));
+}
+
+#[test]
+fn the_most_that_a_message_may_hold_is_bounded() {
+    let text = |len| "x".repeat(len);
+    let counts = ClassCounts(vec![1; MAX_CLASSES]);
+    let commit = UploadCommit {
+        task: TaskId::default(),
+        root: Hash::default(),
+        payload: Payload::Inline { vectors: vec![], data: vec![0; MAX_INLINE].into() },
+        num_examples: 1,
+        side_scalars: (0..100).map(|i| NamedValue { name: format!("{i:03}{}", text(100)), value: 1.0 }).collect(),
+        report: Report { class_counts: Some(counts), ..Report::default() },
+        metrics: (0..MAX_METRICS).map(|i| NamedMean { name: format!("{i:03}"), mean: Mean::new(1.0, 1.0) }).collect(),
+        ext: Extensions::default(),
+    };
+    let entry = |id| ClientEntry { id: fedburn_core::ClientId(id), num_examples: 1 };
+    let announce = Announce { clients: (0..MAX_ANNOUNCED as u64).map(entry).collect(), ..Announce::default() };
+    let layout = Layout::new(Codec::F32, MAX_BLOB_LEN, MAX_CHUNK_LEN).unwrap();
+    let manifest = Manifest::new(layout, vec![Hash::default(); MAX_CHUNKS as usize]).unwrap();
+    let manifest = BlobManifest { manifest, inline: vec![0; MAX_INLINE].into(), ext: Extensions::default() };
+    let drawn = Kind::ALL.iter().flat_map(|&kind| (0..100).map(move |seed| Draw::new(seed).message(kind)));
+    for message in drawn.chain([commit.into(), announce.into(), manifest.into()]) {
+        let frame = message.encode(0).unwrap();
+        let limit = message.kind().max_body();
+        // In pieces, so that the frame's own buffer grows step by step.
+        let (read, held) = peak(|| read_in_pieces(&frame, (0..frame.len()).step_by(1_000).collect()));
+        assert_eq!(read.unwrap().len(), 1);
+        assert!(held <= 4 * limit, "{:?}: {held} bytes held for a frame", message.kind());
+        let (read, held) = peak(|| Message::decode(message.kind(), &frame[FRAME_HEADER_LEN..]));
+        assert!(read.is_ok() && held <= 4 * limit, "{:?}: {held} bytes held for a message", message.kind());
+    }
+}
+
+#[test]
+fn a_length_that_is_only_claimed_costs_nothing() {
+    // A list, a text and bytes of any claimed length, with next to nothing behind it.
+    for claimed in (0..64).map(|bit| 1u64 << bit) {
+        let (labels, reason) = (raw(&(0u16, 0u64, claimed)), raw(&claimed));
+        for (kind, body) in
+            [(Kind::Hello, &labels), (Kind::Announce, &reason), (Kind::Bye, &reason), (Kind::Renew, &reason)]
+        {
+            let (read, held) = peak(|| Message::decode(kind, body));
+            assert!(read.is_err() && held < 256, "{kind:?}, {claimed}: {held} bytes held");
+        }
+    }
 }
 
 #[test]
