@@ -95,9 +95,6 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for List<T, MAX> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
-        if let Some(claimed) = elements.size_hint().filter(|&len| len > MAX) {
-            return Err(A::Error::invalid_length(claimed, &self));
-        }
         let mut items = Vec::new();
         while let Some(item) = elements.next_element()? {
             if items.len() == MAX {

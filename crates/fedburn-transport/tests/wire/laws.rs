@@ -76,7 +76,10 @@ proptest! {
     }
 
     #[test]
-    fn a_header_is_judged_before_its_body_is_taken(len: u32, number: u16, flags in prop_oneof![Just(0u16), any::<u16>()]) {
+    fn a_header_is_judged_before_its_body_is_taken(
+        len in prop_oneof![0u32..2 << 20, any::<u32>()],
+        number in prop_oneof![kinds().prop_map(|kind| kind as u16), any::<u16>()],
+        flags in prop_oneof![Just(0u16), (0..16u16).prop_map(|bit| 1 << bit), any::<u16>()]) {
         let bytes = [&header(len, number, flags)[..], &[0; 8]].concat();
         let mut input = &bytes[..];
         let result = FrameDecoder::new().read(&mut input);
