@@ -11,7 +11,7 @@ use super::message::{Body, Kind, Message};
 pub struct Frame {
     /// Which message the body is.
     pub kind: Kind,
-    /// The request that this is or answers, chosen by who opened the stream.
+    /// A number for the sender's own records; the stream says what answers what.
     pub request: u32,
     /// The message, encoded.
     pub body: Bytes,

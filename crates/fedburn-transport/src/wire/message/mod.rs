@@ -127,7 +127,7 @@ messages! {
     0x0106 Enrolled MAX_BODY;
     /// Client: asks for a certificate with a later end.
     0x0107 Renew MAX_BODY;
-    /// Either side, on the watch stream or as a request: there will be nothing more.
+    /// Server, watch stream: there will be nothing more.
     0x0108 Bye MAX_BODY;
     /// Server, to anything that it does not do.
     0x0109 Refused MAX_BODY;
