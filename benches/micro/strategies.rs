@@ -93,7 +93,10 @@ fn round(coordinator: &mut Coordinator<Flex>, clients: &[ClientInfo], answers: V
             if let Effect::Close { round, included } = effect {
                 assert_eq!(included.len(), clients.len(), "every answer counts");
                 let memory = coordinator.memory();
-                memory.commit(round, &included).and_then(|()| memory.checkpointed(round)).expect("this process's memory");
+                memory
+                    .commit(round, &included)
+                    .and_then(|()| memory.checkpointed(round))
+                    .expect("this process's memory");
             }
         }
     }

@@ -100,6 +100,16 @@ fn what_does_not_fit_is_refused_by_name() {
 }
 
 #[test]
+fn clones_are_told_from_equals() {
+    let schema = Arc::new(ParamSchema::new(vec![ParamEntry::new("a", vec![2], ParamKind::Weight)]).unwrap());
+    let vector = ParamVector::<Flex>::from_host(vec![1.0, 2.0], schema.clone(), &FlexDevice).unwrap();
+    assert!(vector.is_clone_of(&vector.clone()) && vector.clone().is_clone_of(&vector));
+    let equal = ParamVector::<Flex>::from_host(vec![1.0, 2.0], schema, &FlexDevice).unwrap();
+    assert!(!vector.is_clone_of(&equal));
+    assert!(!vector.is_clone_of(&vector.with_values(vector.values().clone()).unwrap()));
+}
+
+#[test]
 fn the_first_non_finite_tensor_is_named() {
     let schema = Arc::new(schema_of::<Flex, _>(&net(&FlexDevice)).unwrap());
     let mut numbers = values(&schema);

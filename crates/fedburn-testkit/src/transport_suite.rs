@@ -1,17 +1,23 @@
 //! Conformance suite of [`ServerTransport`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, ParamVector, Reply, Reports, Request, RoundIndex, Seed, ServerTransport, SideInfo,
-    TrainTask,
+    ClientFailure, ClientId, ParamSchema, ParamVector, Reply, Reports, Request, RoundIndex, Seed, ServerTransport,
+    SideInfo, TrainTask,
 };
 
 use crate::{EchoPopulation, schema, vector};
 
 type Answers = BTreeMap<ClientId, Result<Vec<u32>, ClientFailure>>;
+
+/// The schema of every vector that [`transport_suite`] sends: some transports have to know it before.
+pub fn transport_suite_schema() -> Arc<ParamSchema> {
+    schema(&[4, 3])
+}
 
 /// Checks a transport that `connect` builds over a given population, where `connect` is called anew for every law.
 ///
@@ -69,8 +75,8 @@ pub fn transport_suite<B: Backend, T: ServerTransport<B>>(connect: impl Fn(EchoP
     drop(dropped.exchange(requests, Duration::from_secs(60)));
     assert_eq!(train(&mut dropped, 2, &everyone, device).len(), 20, "an exchange given up does not disturb the next");
 
-    let schema = schema(&[2]);
-    let evaluate = Request::Evaluate { round: RoundIndex(1), global: vector(&[1.0, 2.0], &schema, device) };
+    let global = vector(&[1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0], &transport_suite_schema(), device);
+    let evaluate = Request::Evaluate { round: RoundIndex(1), global };
     let outcomes: Vec<_> =
         connect(population()).exchange(vec![(ClientId(1), evaluate)], Duration::from_secs(60)).collect();
     assert!(
@@ -80,8 +86,7 @@ pub fn transport_suite<B: Backend, T: ServerTransport<B>>(connect: impl Fn(EchoP
 }
 
 fn requests<B: Backend>(round: u64, clients: &[u64], device: &B::Device) -> Vec<(ClientId, Request<B>)> {
-    let schema = schema(&[4, 3]);
-    let global: ParamVector<B> = vector(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], &schema, device);
+    let global: ParamVector<B> = vector(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], &transport_suite_schema(), device);
     let task = |client: ClientId| TrainTask {
         round: RoundIndex(round),
         global: global.clone(),

@@ -6,6 +6,8 @@
 //! With the feature `wire` the module `wire` has the protocol that server and clients speak over a network: frames,
 //! messages, chunks, blobs, with every bound that a hostile peer could try to exceed.
 //!
+//! With the feature `quic` the module `quic` has server and nodes that speak it, over QUIC with mutual TLS.
+//!
 //! # Examples
 //!
 //! ```
@@ -23,6 +25,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod in_process;
+#[cfg(feature = "quic")]
+pub mod quic;
 #[cfg(feature = "wire")]
 pub mod wire;
 

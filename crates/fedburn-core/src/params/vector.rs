@@ -14,6 +14,8 @@ use crate::SchemaError;
 pub struct ParamVector<B: Backend> {
     values: Tensor<B, 1>,
     schema: Arc<ParamSchema>,
+    /// Shared by the clones of one vector and by nothing else.
+    origin: Arc<()>,
 }
 
 impl<B: Backend> ParamVector<B> {
@@ -26,7 +28,7 @@ impl<B: Backend> ParamVector<B> {
         if found != schema.num_values() {
             return Err(SchemaError::Length { expected: schema.num_values(), found });
         }
-        Ok(Self { values, schema })
+        Ok(Self { values, schema, origin: Arc::default() })
     }
 
     /// Uploads host values, in schema order, to `device`.
@@ -38,12 +40,12 @@ impl<B: Backend> ParamVector<B> {
         if found != schema.num_values() {
             return Err(SchemaError::Length { expected: schema.num_values(), found });
         }
-        Ok(Self { values: Tensor::from_data(TensorData::new(values, [found]), device), schema })
+        Ok(Self { values: Tensor::from_data(TensorData::new(values, [found]), device), schema, origin: Arc::default() })
     }
 
     /// A vector of zeros.
     pub fn zeros(schema: Arc<ParamSchema>, device: &B::Device) -> Self {
-        Self { values: Tensor::zeros([schema.num_values()], device), schema }
+        Self { values: Tensor::zeros([schema.num_values()], device), schema, origin: Arc::default() }
     }
 
     /// The flat tensor `[num_values]`.
@@ -64,6 +66,12 @@ impl<B: Backend> ParamVector<B> {
     /// Length of the flat vector.
     pub fn num_values(&self) -> usize {
         self.schema.num_values()
+    }
+
+    /// Whether one of the two is a clone of the other, or both are of a third: equal without a look at the values. Two
+    /// vectors that were made apart are no clones, whatever their values.
+    pub fn is_clone_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.origin, &other.origin)
     }
 
     /// The device that holds the values.
@@ -132,7 +140,7 @@ impl<B: Backend> ParamVector<B> {
     /// [`SchemaError::Mismatch`].
     pub fn minus(&self, other: &Self) -> Result<Self, SchemaError> {
         self.schema.ensure_same(&other.schema)?;
-        Ok(Self { values: self.values.clone() - other.values.clone(), schema: self.schema.clone() })
+        Self::new(self.values.clone() - other.values.clone(), self.schema.clone())
     }
 
     /// The values of weights alone `[num_weights]`, running statistics left out: what norms and distances are taken of.
@@ -154,11 +162,11 @@ impl<B: Backend> ParamVector<B> {
         let values = buffers.fold(self.values.clone(), |values, entry| {
             values.slice_assign([entry.range()], other.values.clone().slice([entry.range()]))
         });
-        Ok(Self { values, schema: self.schema.clone() })
+        Self::new(values, self.schema.clone())
     }
 
     /// The vector on another device.
     pub fn to_device(&self, device: &B::Device) -> Self {
-        Self { values: self.values.clone().to_device(device), schema: self.schema.clone() }
+        Self { values: self.values.clone().to_device(device), schema: self.schema.clone(), origin: Arc::default() }
     }
 }

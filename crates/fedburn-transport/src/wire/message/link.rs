@@ -245,6 +245,8 @@ pub enum CloseCode {
     Draining = 8,
     /// The other side failed.
     Internal = 9,
+    /// Another connection of the same node took its place.
+    Replaced = 10,
 }
 
 impl CloseCode {
@@ -260,6 +262,7 @@ impl CloseCode {
         Self::Slow,
         Self::Draining,
         Self::Internal,
+        Self::Replaced,
     ];
 
     /// The code of this number; `None` where there is none.

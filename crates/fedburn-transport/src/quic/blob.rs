@@ -1,0 +1,196 @@
+//! Blobs as either side holds them: whole ones to send, and ones that are being put together from chunks.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::wire::limits::MAX_CHUNK_LEN;
+use crate::wire::{
+    Bitmap, BlobError, BlobRef, ChunkError, ChunkHeader, Codec, Hash, Layout, Manifest, TransferId, VectorPayload,
+    encode_vector, root_of,
+};
+
+/// A blob to send, its bytes shared by everybody it is sent to.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob {
+    pub(crate) manifest: Manifest,
+    pub(crate) bytes: Bytes,
+}
+
+impl Blob {
+    /// The blob of one vector, without a copy where the machine's byte order is the protocol's.
+    pub(crate) fn of_vector(values: Vec<f32>, chunk_len: u32) -> Result<Self, BlobError> {
+        let bytes = encode_vector(values);
+        Ok(Self { manifest: Manifest::of(Codec::F32, &bytes, chunk_len)?, bytes })
+    }
+
+    /// The blob of an update: its vectors one after another.
+    pub(crate) fn of_vectors(mut vectors: Vec<Vec<f32>>, chunk_len: u32) -> Result<Self, BlobError> {
+        match vectors.as_slice() {
+            [_] => Self::of_vector(vectors.swap_remove(0), chunk_len),
+            _ => {
+                let num_values = vectors.first().map_or(0, Vec::len);
+                let slices: Vec<&[f32]> = vectors.iter().map(Vec::as_slice).collect();
+                let bytes = VectorPayload::new(num_values, vectors.len(), chunk_len)?.encode(&slices)?;
+                Ok(Self { manifest: Manifest::of(Codec::F32, &bytes, chunk_len)?, bytes })
+            }
+        }
+    }
+
+    pub(crate) fn name(&self) -> BlobRef {
+        self.manifest.blob()
+    }
+
+    /// Header and payload of one chunk; `None` where there is no such chunk.
+    pub(crate) fn chunk(&self, transfer: TransferId, index: u32) -> Option<(ChunkHeader, Bytes)> {
+        let header = self.manifest.header(transfer, index)?;
+        let range = self.manifest.layout().range(index)?;
+        Some((header, self.bytes.slice(range.start as usize..range.end as usize)))
+    }
+}
+
+/// A blob that is being put together from chunks, which come in any order and may come again.
+pub(crate) struct Assembly {
+    layout: Layout,
+    /// What the chunks must hash to, where that is known before they come.
+    manifest: Option<Manifest>,
+    parts: Mutex<Parts>,
+    /// Told of each chunk that came and held.
+    pub(crate) changed: Notify,
+}
+
+struct Parts {
+    content: Content,
+    have: Bitmap,
+    hashes: Vec<Hash>,
+}
+
+enum Content {
+    Vectors(VectorPayload, Vec<Vec<f32>>),
+    Bytes(Vec<u8>),
+}
+
+impl Assembly {
+    /// `num_vectors` vectors of `num_values`, sent by somebody who tells the hashes with the chunks.
+    pub(crate) fn of_vectors(num_values: usize, num_vectors: usize) -> Result<Self, BlobError> {
+        let payload = VectorPayload::new(num_values, num_vectors, MAX_CHUNK_LEN)?;
+        let content = Content::Vectors(payload, vec![vec![0.0; num_values]; num_vectors]);
+        Self::new(*payload.layout(), None, content)
+    }
+
+    /// The blob of a manifest: one vector of 32-bit floats, or bytes.
+    pub(crate) fn of_manifest(manifest: Manifest) -> Result<Self, BlobError> {
+        let layout = *manifest.layout();
+        let content = match layout.codec() {
+            Codec::F32 => {
+                let num_values = (layout.len() / 4) as usize;
+                let chunk_len = layout.chunk_len(0).unwrap_or(MAX_CHUNK_LEN);
+                Content::Vectors(VectorPayload::new(num_values, 1, chunk_len)?, vec![vec![0.0; num_values]])
+            }
+            _ => Content::Bytes(vec![0; layout.len() as usize]),
+        };
+        Self::new(layout, Some(manifest), content)
+    }
+
+    fn new(layout: Layout, manifest: Option<Manifest>, content: Content) -> Result<Self, BlobError> {
+        let too_large = |_| BlobError::TooLarge { len: layout.len(), chunk_len: MAX_CHUNK_LEN };
+        let have = Bitmap::new(layout.num_chunks()).map_err(too_large)?;
+        let hashes = vec![Hash::default(); layout.num_chunks() as usize];
+        Ok(Self { layout, manifest, parts: Mutex::new(Parts { content, have, hashes }), changed: Notify::new() })
+    }
+
+    /// Whether the chunk of this header belongs here, decided before its payload is read.
+    pub(crate) fn expect(&self, transfer: TransferId, header: &ChunkHeader) -> Result<(), ChunkError> {
+        match &self.manifest {
+            Some(manifest) => manifest.expect(transfer, header),
+            None => header.expect(transfer, &self.layout),
+        }
+    }
+
+    /// Verifies the payload and puts it in its place. One that is there already changes nothing.
+    pub(crate) fn accept(&self, header: &ChunkHeader, payload: &[u8]) -> Result<(), BlobError> {
+        header.verify(payload)?;
+        let mut parts = self.lock();
+        let Parts { content, have, hashes } = &mut *parts;
+        if have.contains(header.index) {
+            return Ok(());
+        }
+        match content {
+            Content::Vectors(form, vectors) => {
+                let mut slices: Vec<&mut [f32]> = vectors.iter_mut().map(Vec::as_mut_slice).collect();
+                form.decode_chunk(header.index, payload, &mut slices)?;
+            }
+            Content::Bytes(bytes) => {
+                let range = self.layout.range(header.index).unwrap_or_default();
+                // Same lengths: the header was checked against the layout, and the payload against the header.
+                bytes[range.start as usize..range.end as usize].copy_from_slice(payload);
+            }
+        }
+        have.insert(header.index);
+        hashes[header.index as usize] = header.hash;
+        drop(parts);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    pub(crate) fn have(&self) -> Bitmap {
+        self.lock().have.clone()
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.lock().have.is_full()
+    }
+
+    /// Waits until every chunk is there.
+    pub(crate) async fn full(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_full() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// The root of what came.
+    pub(crate) fn root(&self) -> Hash {
+        root_of(&self.lock().hashes)
+    }
+
+    /// Takes the vectors out; nothing is left.
+    pub(crate) fn take_vectors(&self) -> Vec<Vec<f32>> {
+        match &mut self.lock().content {
+            Content::Vectors(_, vectors) => std::mem::take(vectors),
+            Content::Bytes(_) => Vec::new(),
+        }
+    }
+
+    /// Takes the bytes out; nothing is left.
+    pub(crate) fn take_bytes(&self) -> Vec<u8> {
+        match &mut self.lock().content {
+            Content::Bytes(bytes) => std::mem::take(bytes),
+            Content::Vectors(..) => Vec::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Parts> {
+        // What is half written is not in the bitmap.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads a payload that came inside a message: `num_vectors` vectors of `num_values`, and their root.
+pub(crate) fn decode_inline(
+    payload: &[u8],
+    num_values: usize,
+    num_vectors: usize,
+) -> Result<(Vec<Vec<f32>>, Hash), BlobError> {
+    let manifest = Manifest::of(Codec::F32, payload, MAX_CHUNK_LEN)?;
+    let form = VectorPayload::new(num_values, num_vectors, MAX_CHUNK_LEN)?;
+    let mut vectors = vec![vec![0.0; num_values]; num_vectors];
+    let mut slices: Vec<&mut [f32]> = vectors.iter_mut().map(Vec::as_mut_slice).collect();
+    // At most one chunk: what travels in a message is far smaller.
+    form.decode_chunk(0, payload, &mut slices)?;
+    Ok((vectors, manifest.blob().root))
+}

@@ -1,0 +1,177 @@
+//! An answer on its way to the server: encoded once, sent until it is acknowledged.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fedburn_core::{ClientFailure, Metrics, RoundIndex};
+use tokio::task::JoinSet;
+
+use super::super::QuicError;
+use super::super::blob::Blob;
+use super::super::stream::{ask, send_chunk};
+use super::connect::{on, unexpected};
+use super::failure::Failure;
+use super::state::{Live, Shared};
+use crate::wire::limits::{MAX_CHUNK_LEN, MAX_INLINE};
+use crate::wire::{
+    Bitmap, CommitState, Decline, Extensions, Measured, Message, NamedMean, NamedValue, Payload, Report, TaskId,
+    UploadBegin, UploadCommit, metrics_to_wire,
+};
+
+/// An answer, ready to be sent as often as it takes.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) task: TaskId,
+    pub(super) round: RoundIndex,
+    pub(super) content: Content,
+}
+
+#[derive(Debug)]
+pub(super) enum Content {
+    Update(Box<Update>),
+    Measured(Metrics),
+    Declined(ClientFailure),
+}
+
+/// An update as it travels.
+#[derive(Debug)]
+pub(super) struct Update {
+    /// The parameters, then the vectors that `names` names.
+    pub(super) blob: Blob,
+    pub(super) names: Vec<String>,
+    pub(super) num_values: u64,
+    pub(super) num_examples: u64,
+    pub(super) scalars: Vec<NamedValue>,
+    pub(super) report: Report,
+    pub(super) metrics: Vec<NamedMean>,
+}
+
+impl Prepared {
+    /// Bytes of memory, roughly.
+    pub(super) fn len(&self) -> u64 {
+        let payload = match &self.content {
+            Content::Update(update) => update.blob.bytes.len() as u64,
+            _ => 0,
+        };
+        payload + 1024
+    }
+}
+
+/// Sends an answer until the server has acknowledged it or no longer wants it.
+pub(super) async fn deliver(shared: &Shared, answer: &Prepared) -> Result<CommitState, Failure> {
+    loop {
+        let live = shared.live().await?;
+        match attempt(shared, &live, answer).await {
+            Ok(state) => return Ok(state),
+            Err(Failure::Superseded) => return Ok(CommitState::Superseded),
+            Err(Failure::Passing(reason)) => {
+                tracing::debug!(task = %answer.task, reason, "answer.interrupted");
+                shared.lost(&live).await;
+            }
+            Err(lasting) => return Err(lasting),
+        }
+    }
+}
+
+async fn attempt(shared: &Shared, live: &Live, answer: &Prepared) -> Result<CommitState, Failure> {
+    let (task, ext) = (answer.task, Extensions::default());
+    let acknowledgement = match &answer.content {
+        Content::Declined(failure) => {
+            shared.dialer.expect(&live.connection, &Decline { task, failure: failure.clone().into(), ext }).await?
+        }
+        Content::Measured(metrics) => {
+            let metrics = metrics_to_wire(metrics);
+            shared.dialer.expect(&live.connection, &Measured { task, metrics, ext }).await?
+        }
+        Content::Update(update) if update.blob.bytes.len() <= inline_len(live) => {
+            let payload = Payload::Inline { vectors: update.names.clone(), data: update.blob.bytes.clone() };
+            shared.dialer.expect(&live.connection, &commit(task, update, payload)).await?
+        }
+        Content::Update(update) => upload(shared, live, task, update).await?,
+    };
+    match acknowledgement {
+        Message::CommitAck(ack) => Ok(ack.state),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Sends the chunks that the server does not have, then what belongs to them.
+async fn upload(shared: &Shared, live: &Live, task: TaskId, update: &Update) -> Result<Message, Failure> {
+    // Cannot fail: the semaphore is never closed.
+    let _turn = shared.uploads.acquire().await;
+    let begin =
+        UploadBegin { task, num_values: update.num_values, vectors: update.names.clone(), ext: Extensions::default() };
+    let have = loop {
+        match patient(live, &begin).await? {
+            Message::UploadGrant(grant) => break grant.have,
+            Message::Busy(busy) => tokio::time::sleep(Duration::from_millis(busy.retry_after_ms)).await,
+            acknowledged @ Message::CommitAck(_) => return Ok(acknowledged),
+            other => return Err(unexpected(&other)),
+        }
+    };
+    send_missing(shared, live, task, &update.blob, &have).await?;
+    patient(live, &commit(task, update, Payload::Chunks)).await
+}
+
+/// Asks what the server answers when others have had their turn: it ends with the task or the connection.
+async fn patient<M: crate::wire::Body>(live: &Live, question: &M) -> Result<Message, Failure> {
+    match ask(&live.connection, question).await {
+        Ok(Message::Refused(refused)) => Err(refused.into()),
+        Ok(message) => Ok(message),
+        Err(error) => Err(on(&live.connection, error.into())),
+    }
+}
+
+async fn send_missing(shared: &Shared, live: &Live, task: TaskId, blob: &Blob, have: &Bitmap) -> Result<(), Failure> {
+    if have.len() != blob.manifest.layout().num_chunks() {
+        let reason = "the server's bitmap is of another update".to_owned();
+        return Err(QuicError::Protocol { reason }.into());
+    }
+    let progress = Duration::from_secs(shared.dialer.config().progress_timeout_secs);
+    let in_flight = live.limits.chunks_in_flight.clamp(1, super::super::tuning::CHUNKS_IN_FLIGHT);
+    let mut waiting: VecDeque<u32> = have.missing().collect();
+    let mut sending = JoinSet::new();
+    loop {
+        while sending.len() < in_flight as usize
+            && let Some((header, payload)) = waiting.pop_front().and_then(|index| blob.chunk(task.into(), index))
+        {
+            let connection = live.connection.clone();
+            sending.spawn(async move { send_chunk(&connection, &header, payload, progress).await });
+        }
+        match sending.join_next().await {
+            None => return Ok(()),
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return Err(on(&live.connection, error.into())),
+            Some(Err(_)) => return Err(Failure::Passing("the event loop ends".to_owned())),
+        }
+    }
+}
+
+fn commit(task: TaskId, update: &Update, payload: Payload) -> UploadCommit {
+    UploadCommit {
+        task,
+        root: update.blob.name().root,
+        payload,
+        num_examples: update.num_examples,
+        side_scalars: update.scalars.clone(),
+        report: update.report.clone(),
+        metrics: update.metrics.clone(),
+        ext: Extensions::default(),
+    }
+}
+
+fn inline_len(live: &Live) -> usize {
+    MAX_INLINE.min(live.limits.inline_len as usize)
+}
+
+/// Answers a repeated question with the answer that was given before.
+pub(super) async fn repeat(shared: Arc<Shared>, answer: Arc<Prepared>) {
+    match deliver(&shared, &answer).await {
+        Ok(state) => tracing::debug!(task = %answer.task, ?state, "answer.repeated"),
+        Err(failure) => tracing::warn!(task = %answer.task, ?failure, "answer.repetition_failed"),
+    }
+}
+
+/// Bytes of the chunks in which updates are cut.
+pub(super) const CHUNK_LEN: u32 = MAX_CHUNK_LEN;

@@ -1,0 +1,81 @@
+//! Answers that were given, kept for a server that has to ask again.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use fedburn_core::RoundIndex;
+
+use super::answer::Prepared;
+use crate::wire::TaskId;
+
+/// Answers of rounds that have not ended. A server that was killed after it acknowledged an answer asks for it again
+/// under the same number; then nobody has to train again.
+pub(super) struct Kept {
+    answers: VecDeque<Arc<Prepared>>,
+    bytes: u64,
+    most: u64,
+}
+
+impl Kept {
+    pub(super) fn new(most: u64) -> Self {
+        Self { answers: VecDeque::new(), bytes: 0, most }
+    }
+
+    /// Keeps an answer, at the cost of the oldest ones where there is no room.
+    pub(super) fn add(&mut self, answer: Arc<Prepared>) {
+        self.remove(|kept| kept.task == answer.task);
+        self.bytes += answer.len();
+        self.answers.push_back(answer);
+        while self.bytes > self.most
+            && let Some(oldest) = self.answers.pop_front()
+        {
+            self.bytes -= oldest.len();
+        }
+    }
+
+    pub(super) fn find(&self, task: TaskId) -> Option<Arc<Prepared>> {
+        self.answers.iter().find(|kept| kept.task == task).cloned()
+    }
+
+    /// The round ended: nobody asks for its answers again.
+    pub(super) fn round_closed(&mut self, round: RoundIndex) {
+        self.remove(|kept| kept.round <= round);
+    }
+
+    fn remove(&mut self, mut over: impl FnMut(&Prepared) -> bool) {
+        self.answers.retain(|kept| !over(kept));
+        self.bytes = self.answers.iter().map(|kept| kept.len()).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fedburn_core::{ClientFailure, Metrics};
+
+    use super::super::answer::Content;
+    use super::*;
+
+    fn answer(task: u8, round: u64) -> Arc<Prepared> {
+        let content = match task {
+            0 => Content::Declined(ClientFailure::NoData),
+            _ => Content::Measured(Metrics::new()),
+        };
+        Arc::new(Prepared { task: TaskId([task; 16]), round: RoundIndex(round), content })
+    }
+
+    #[test]
+    fn answers_leave_with_their_round_or_for_lack_of_room() {
+        let one = answer(1, 1).len();
+        let mut kept = Kept::new(2 * one);
+        kept.add(answer(1, 1));
+        kept.add(answer(2, 2));
+        kept.add(answer(2, 2));
+        assert!(kept.find(TaskId([1; 16])).is_some(), "a repetition takes no room");
+        kept.add(answer(3, 2));
+        assert!(kept.find(TaskId([1; 16])).is_none(), "the oldest makes room");
+        kept.round_closed(RoundIndex(1));
+        assert!(kept.find(TaskId([3; 16])).is_some());
+        kept.round_closed(RoundIndex(2));
+        assert!(kept.find(TaskId([3; 16])).is_none());
+    }
+}

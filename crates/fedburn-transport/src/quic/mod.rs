@@ -1,0 +1,33 @@
+//! Server and nodes over QUIC, both authenticated by TLS 1.3 in every connection.
+//!
+//! - [`QuicServer`] is the server's [`fedburn_core::ServerTransport`]; [`ServerIdentity`] is who it is.
+//! - [`join`] and [`QuicClient`] are a node's [`fedburn_core::ClientTransport`]; [`NodeIdentity`] is who it is.
+//! - [`JoinString`] is the one line by which a node finds the server and is admitted; [`NodeRegistry`] is the list of
+//!   nodes that may take part.
+//!
+//! Models go out and updates come in as chunks that are verified one by one; what was cut off goes on where it was.
+//! Everything that the other side decides is bounded: sizes, numbers, rates, times.
+
+mod blob;
+mod client;
+mod config;
+mod error;
+mod identity;
+mod plan;
+mod receive;
+mod runtime;
+mod server;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod tuning;
+
+pub use client::{Joined, QuicClient, join};
+pub use config::{ClientConfig, Congestion, QuicConfig};
+pub use error::QuicError;
+pub use identity::{
+    IdentityError, JoinString, NodeId, NodeIdentity, NodeRecord, NodeRegistry, ServerIdentity, Standing,
+};
+pub use plan::Plan;
+pub use server::QuicServer;

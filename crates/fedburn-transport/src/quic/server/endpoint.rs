@@ -1,0 +1,247 @@
+//! The door: who may connect, how many at once, and what is looked after while they are here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::super::runtime::EndpointThread;
+use super::super::stream::close;
+use super::super::tls::{self, CurrentLeaf};
+use super::super::tuning;
+use super::super::{NodeId, QuicError};
+use super::connection;
+use super::link::lock;
+use super::state::Shared;
+use crate::wire::CloseCode;
+
+/// The endpoint and the thread it lives on.
+pub(super) struct ServerEndpoint {
+    endpoint: Endpoint,
+    address: SocketAddr,
+    thread: EndpointThread,
+}
+
+/// Connections at the door and inside.
+pub(super) struct Door {
+    shared: Arc<Shared>,
+    handshakes: Semaphore,
+    /// Connections that wait for a handshake or are in one.
+    pending: AtomicUsize,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Default)]
+struct Inside {
+    connections: usize,
+    of_node: BTreeMap<NodeId, Vec<Connection>>,
+    strangers: BTreeMap<IpAddr, usize>,
+}
+
+/// A counted connection; its end takes it out of the count.
+pub(super) struct Place {
+    door: Arc<Door>,
+    guest: Guest,
+    connection: usize,
+}
+
+/// Who is counted.
+#[derive(Clone, Copy)]
+pub(super) enum Guest {
+    Node(NodeId),
+    Stranger(IpAddr),
+}
+
+impl ServerEndpoint {
+    pub(super) fn start(shared: Arc<Shared>) -> Result<Self, QuicError> {
+        let thread = EndpointThread::start("quic-server")?;
+        let config = &shared.config;
+        let provider = tls::provider();
+        let leaf = Arc::new(CurrentLeaf::new(shared.identity.certified_key(&provider)?));
+        let crypto = tls::server(&shared.identity, leaf.clone(), provider.clone())?;
+        let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+        server
+            .transport_config(tuning::server_transport(config))
+            .migration(true)
+            .max_incoming(MAX_INCOMING)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFERS);
+        let socket = tuning::socket(config.listen)?;
+        let endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
+        let failed = |source| QuicError::Socket { address: config.listen, source };
+        let guard = thread.handle().enter();
+        let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        drop(guard);
+        let address = endpoint.local_addr().map_err(failed)?;
+        let door = Arc::new(Door {
+            handshakes: Semaphore::new(config.handshakes),
+            pending: AtomicUsize::new(0),
+            inside: Mutex::default(),
+            shared: shared.clone(),
+        });
+        thread.handle().spawn(accept(endpoint.clone(), door.clone()));
+        thread.handle().spawn(look_after(door, leaf, provider));
+        Ok(Self { endpoint, address, thread })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until everybody has left, at most for `patience`, then closes what is still open.
+    pub(super) fn drain(&self, patience: Duration) {
+        self.thread.handle().block_on(async {
+            let left = timeout(patience, self.endpoint.wait_idle()).await;
+            if left.is_err() {
+                tracing::warn!(connections = self.endpoint.open_connections(), "nodes did not leave in time");
+            }
+            self.endpoint.close(VarInt::from_u32(CloseCode::Ok as u32), b"the run has ended");
+            // Sends the close frames.
+            let _ = timeout(LAST_PACKETS, self.endpoint.wait_idle()).await;
+        });
+    }
+}
+
+impl Drop for ServerEndpoint {
+    fn drop(&mut self) {
+        // Where nobody said goodbye, nodes come again.
+        self.endpoint.close(VarInt::from_u32(CloseCode::Draining as u32), b"the server has stopped");
+        let _ = self.thread.handle().block_on(async { timeout(LAST_PACKETS, self.endpoint.wait_idle()).await });
+    }
+}
+
+impl Door {
+    /// Counts a connection in; `None` where there are too many of its kind.
+    pub(super) fn enter(self: &Arc<Self>, guest: Guest, connection: &Connection) -> Option<Place> {
+        let config = &self.shared.config;
+        let mut inside = lock(&self.inside);
+        if inside.connections >= config.connections {
+            return None;
+        }
+        match guest {
+            Guest::Node(node) => {
+                let connections = inside.of_node.entry(node).or_default();
+                if connections.len() >= config.connections_per_node {
+                    return None;
+                }
+                connections.push(connection.clone());
+            }
+            Guest::Stranger(address) => {
+                let count = inside.strangers.entry(address).or_default();
+                if *count >= config.strangers_per_address {
+                    return None;
+                }
+                *count += 1;
+            }
+        }
+        inside.connections += 1;
+        Some(Place { door: self.clone(), guest, connection: connection.stable_id() })
+    }
+
+    /// Closes the connections of nodes that may no longer take part.
+    fn shut_out(&self) {
+        for (node, connections) in &lock(&self.inside).of_node {
+            if !self.shared.identity.admits(*node) {
+                tracing::info!(%node, "node.revoked");
+                connections.iter().for_each(|c| close(c, CloseCode::Revoked, "the node was revoked"));
+            }
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut inside = lock(&self.door.inside);
+        inside.connections -= 1;
+        match self.guest {
+            Guest::Node(node) => {
+                if let Some(connections) = inside.of_node.get_mut(&node) {
+                    connections.retain(|connection| connection.stable_id() != self.connection);
+                    if connections.is_empty() {
+                        inside.of_node.remove(&node);
+                    }
+                }
+            }
+            Guest::Stranger(address) => {
+                if let Some(count) = inside.strangers.get_mut(&address) {
+                    *count -= 1;
+                    if *count == 0 {
+                        inside.strangers.remove(&address);
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn accept(endpoint: Endpoint, door: Arc<Door>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let pending = door.pending.load(Ordering::Relaxed);
+        if pending >= MAX_INCOMING || endpoint.open_connections() >= door.shared.config.connections + MAX_INCOMING {
+            incoming.refuse();
+        } else if pending > MANY_PENDING && incoming.may_retry() && !incoming.remote_address_validated() {
+            // Under load, an address must show that it receives before it costs anything.
+            let _ = incoming.retry();
+        } else {
+            door.pending.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(greet(incoming, door.clone()));
+        }
+    }
+}
+
+async fn greet(incoming: Incoming, door: Arc<Door>) {
+    let address = incoming.remote_address();
+    let shaken = handshake(incoming, &door).await;
+    door.pending.fetch_sub(1, Ordering::Relaxed);
+    match shaken {
+        Some(connection) => connection::serve(connection, door.shared.clone(), door).await,
+        None => tracing::debug!(%address, "connection.handshake_failed"),
+    }
+}
+
+async fn handshake(incoming: Incoming, door: &Door) -> Option<Connection> {
+    let _permit = door.handshakes.acquire().await.ok()?;
+    let patience = Duration::from_secs(door.shared.config.handshake_timeout_secs);
+    timeout(patience, incoming.accept().ok()?).await.ok()?.ok()
+}
+
+/// Follows the registry of nodes, gives up on those that are away, renews the certificate.
+async fn look_after(door: Arc<Door>, leaf: Arc<CurrentLeaf>, provider: Arc<rustls::crypto::CryptoProvider>) {
+    let shared = &door.shared;
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut certified = Instant::now();
+    loop {
+        ticks.tick().await;
+        if let Err(e) = shared.identity.nodes().refresh() {
+            tracing::error!(error = %e, "the registry of nodes cannot be read; the last one read stays in force");
+        }
+        door.shut_out();
+        shared.tidy();
+        if certified.elapsed() > CERTIFICATE_LOOK {
+            certified = Instant::now();
+            match shared.identity.certified_key(&provider) {
+                Ok(key) => leaf.set(key),
+                Err(e) => tracing::error!(error = %e, "the server's certificate cannot be renewed"),
+            }
+        }
+    }
+}
+
+/// Connections that may wait at the door.
+const MAX_INCOMING: usize = 4_096;
+/// Bytes that one of them may have sent, and all together.
+const INCOMING_BUFFER: u64 = 64 << 10;
+const INCOMING_BUFFERS: u64 = 16 << 20;
+/// From so many waiting on, addresses have to be confirmed.
+const MANY_PENDING: usize = 256;
+/// How often the registry is looked at: revoking must work within a second.
+const LOOK: Duration = Duration::from_millis(250);
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(3600);
+/// Time for the last packets of closed connections.
+const LAST_PACKETS: Duration = Duration::from_secs(1);

@@ -1,0 +1,204 @@
+//! Requests on their way out and answers on their way in, between a round and the wire.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use burn::tensor::backend::Backend;
+use fedburn_core::{
+    ClientFailure, ClientId, LocalUpdate, Outcome, ParamSchema, ParamVector, Reply, Request, RoundIndex, SideInfo,
+};
+
+use super::super::blob::Blob;
+use super::participation::Participation;
+use super::state::Shared;
+use super::tasks::{Answer, Arrived, ArrivedUpdate, Exchange};
+use crate::wire::limits::{MAX_CHUNK_LEN, MAX_NAME, MAX_SIDE_SCALARS, MAX_SIDE_VECTORS};
+use crate::wire::{BlobRef, Extensions, Frame, Hash, NamedBlob, TaskId, TaskKind, TaskOffer, scalars_to_wire};
+
+/// The outcomes of one exchange as they come.
+pub(super) struct Outcomes<'a, B: Backend> {
+    pub(super) shared: &'a Shared,
+    pub(super) schema: &'a Arc<ParamSchema>,
+    pub(super) device: &'a B::Device,
+    answers: Receiver<Answer>,
+    /// Failures that were known before anything was sent.
+    failed: Vec<Outcome<B>>,
+    outstanding: BTreeSet<ClientId>,
+    /// `None` where the timeout is beyond what a clock can hold.
+    deadline: Option<Instant>,
+}
+
+impl<'a, B: Backend> Outcomes<'a, B> {
+    /// Offers the requests to the nodes of their clients.
+    pub(super) fn begin(
+        shared: &'a Shared,
+        schema: &'a Arc<ParamSchema>,
+        device: &'a B::Device,
+        participation: &Participation,
+        requests: Vec<(ClientId, Request<B>)>,
+        timeout: Duration,
+    ) -> Self {
+        let (sender, answers) = channel();
+        let deadline = Instant::now().checked_add(timeout);
+        let (mut exchange, mut blobs) = (Exchange::new(sender, deadline), Blobs::default());
+        let (mut failed, mut outstanding) = (Vec::new(), BTreeSet::new());
+        for (client, request) in requests {
+            let offered = match shared.owner(client) {
+                None => Err(ClientFailure::Disconnected),
+                Some(node) => offer(shared, schema, participation, &mut blobs, client, request).map(|o| (node, o)),
+            };
+            match offered {
+                Ok((node, offer)) => {
+                    outstanding.insert(client);
+                    exchange.ask(node, offer);
+                }
+                Err(failure) => failed.push(Outcome { client, reply: Err(failure) }),
+            }
+        }
+        shared.open(exchange, blobs.encoded);
+        Self { shared, schema, device, answers, failed, outstanding, deadline }
+    }
+
+    fn reply(&self, arrived: Arrived) -> Result<Reply<B>, ClientFailure> {
+        let malformed = |e: fedburn_core::SchemaError| ClientFailure::Malformed { reason: e.to_string() };
+        let vector = |values| ParamVector::from_host(values, self.schema.clone(), self.device).map_err(malformed);
+        match arrived {
+            Arrived::Evaluated(metrics) => Ok(Reply::Evaluated(metrics)),
+            Arrived::Trained(update) => {
+                let ArrivedUpdate { vectors, names, num_examples, scalars, report, metrics } = *update;
+                let mut vectors = vectors.into_iter();
+                let params = vector(vectors.next().unwrap_or_default())?;
+                let named = names.into_iter().zip(vectors).map(|(name, values)| Ok((name.into(), vector(values)?)));
+                let side = SideInfo {
+                    vectors: named.collect::<Result<_, ClientFailure>>()?,
+                    scalars: crate::wire::scalars_from_wire(scalars),
+                };
+                Ok(Reply::Trained(LocalUpdate { params, num_examples, side, report, metrics }))
+            }
+        }
+    }
+}
+
+impl<B: Backend> Iterator for Outcomes<'_, B> {
+    type Item = Outcome<B>;
+
+    fn next(&mut self) -> Option<Outcome<B>> {
+        if let Some(failed) = self.failed.pop() {
+            return Some(failed);
+        }
+        let first = *self.outstanding.first()?;
+        let received = match self.deadline {
+            Some(deadline) => self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
+            None => self.answers.recv().ok(),
+        };
+        let Some(Answer { client, reply, memory }) = received else {
+            self.outstanding.remove(&first);
+            return Some(Outcome { client: first, reply: Err(ClientFailure::TimedOut) });
+        };
+        // The values become the round's now.
+        drop(memory);
+        self.outstanding.remove(&client);
+        let reply = reply.and_then(|arrived| self.reply(arrived));
+        Some(Outcome { client, reply })
+    }
+}
+
+impl<B: Backend> Drop for Outcomes<'_, B> {
+    fn drop(&mut self) {
+        self.shared.finish();
+    }
+}
+
+/// The vectors of one exchange, each encoded once however many clients get it.
+struct Blobs<B: Backend> {
+    known: Vec<(ParamVector<B>, BlobRef)>,
+    encoded: BTreeMap<Hash, Arc<Blob>>,
+}
+
+impl<B: Backend> Default for Blobs<B> {
+    fn default() -> Self {
+        Self { known: Vec::new(), encoded: BTreeMap::new() }
+    }
+}
+
+impl<B: Backend> Blobs<B> {
+    fn add(&mut self, vector: &ParamVector<B>, schema: &ParamSchema) -> Result<BlobRef, ClientFailure> {
+        let failed = |reason: String| ClientFailure::Failed { reason };
+        // The newest first: requests to many clients share a vector, and those that do not are given one after another.
+        if let Some((_, name)) = self.known.iter().rev().find(|(known, _)| known.is_clone_of(vector)) {
+            return Ok(*name);
+        }
+        schema.ensure_same(vector.schema()).map_err(|e| failed(format!("a vector of another model: {e}")))?;
+        let blob = Blob::of_vector(vector.to_host(), MAX_CHUNK_LEN).map_err(|e| failed(e.to_string()))?;
+        let name = blob.name();
+        self.known.push((vector.clone(), name));
+        self.encoded.entry(name.root).or_insert_with(|| Arc::new(blob));
+        Ok(name)
+    }
+}
+
+fn offer<B: Backend>(
+    shared: &Shared,
+    schema: &ParamSchema,
+    participation: &Participation,
+    blobs: &mut Blobs<B>,
+    client: ClientId,
+    request: Request<B>,
+) -> Result<TaskOffer, ClientFailure> {
+    let (round, model, kind, before) = match request {
+        Request::Train(task) => {
+            let side = &task.side;
+            check_side(side)?;
+            let named = side
+                .vectors
+                .iter()
+                .map(|(name, vector)| Ok(NamedBlob { name: name.to_string(), blob: blobs.add(vector, schema)? }));
+            let side_vectors = named.collect::<Result<_, ClientFailure>>()?;
+            let side_scalars = scalars_to_wire(&side.scalars);
+            let kind = TaskKind::Train { seed: task.seed, side_vectors, side_scalars, reports: task.reports.into() };
+            (task.round, blobs.add(&task.global, schema)?, kind, task.round)
+        }
+        // A round's training sees the state before that round, an evaluation the state after it.
+        Request::Evaluate { round, global } => (round, blobs.add(&global, schema)?, TaskKind::Evaluate, round.next()),
+    };
+    let mut offer = TaskOffer {
+        task: TaskId::default(),
+        client,
+        round,
+        model,
+        kind,
+        state_of: participation.last_before(client, before),
+        durable: RoundIndex(0),
+        remaining_ms: 0,
+        ext: Extensions::default(),
+    };
+    offer.task = task_id(shared, &offer)?;
+    offer.durable = participation.durable();
+    Ok(offer)
+}
+
+/// The number of a request follows from all that its answer depends on: a server that was restarted asks the same under
+/// the same number, and an answer to something else never counts.
+fn task_id(shared: &Shared, offer: &TaskOffer) -> Result<TaskId, ClientFailure> {
+    let bytes = Frame::encode(0, offer).map_err(|e| ClientFailure::Failed { reason: e.to_string() })?;
+    let hash = blake3::Hasher::new().update(b"fedburn task v1").update(&shared.plan_hash.0).update(&bytes).finalize();
+    let (id, _) = hash.as_bytes().split_first_chunk::<16>().unwrap_or((&[0; 16], &[]));
+    Ok(TaskId(*id))
+}
+
+/// Names the limit that side information is beyond, since a message that breaks one is not sent.
+fn check_side<B: Backend>(side: &SideInfo<B>) -> Result<(), ClientFailure> {
+    let failed = |reason: String| Err(ClientFailure::Failed { reason });
+    let (vectors, scalars) = (side.vectors.len(), side.scalars.len());
+    if vectors > MAX_SIDE_VECTORS || scalars > MAX_SIDE_SCALARS {
+        return failed(format!(
+            "{vectors} vectors and {scalars} numbers beside the model, at most {MAX_SIDE_VECTORS} and {MAX_SIDE_SCALARS}"
+        ));
+    }
+    match side.vectors.keys().chain(side.scalars.keys()).find(|name| name.len() > MAX_NAME) {
+        Some(name) => failed(format!("the name `{name}` has {} bytes, at most {MAX_NAME}", name.len())),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,141 @@
+//! One connection of a node that has greeted.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use quinn::{Connection, VarInt};
+use tokio::sync::Notify;
+
+use super::super::stream::close;
+use super::super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};
+use super::super::{NodeId, QuicConfig};
+use super::uploads::Upload;
+use crate::wire::{ClientEntry, CloseCode, Message, TaskId};
+
+/// One connection of a node that has greeted.
+pub(super) struct Link {
+    pub(super) node: NodeId,
+    pub(super) connection: Connection,
+    /// Told when there may be something to say on the watch stream.
+    pub(super) wake: Notify,
+    /// Clients of the announcement's parts that have come.
+    pub(super) announcing: Mutex<Announcing>,
+    /// What is to be said on the watch stream besides offers, in order.
+    pushes: Mutex<VecDeque<Message>>,
+    /// The uploads that hold a slot.
+    held: Mutex<BTreeMap<TaskId, Arc<Upload>>>,
+    allowance: Mutex<Allowance>,
+}
+
+/// The parts of an announcement that have come.
+#[derive(Default)]
+pub(super) struct Announcing {
+    pub(super) clients: Vec<ClientEntry>,
+    pub(super) next_part: u32,
+}
+
+/// How many requests a node may make: so many a second, and some for each task that it is offered.
+struct Allowance {
+    requests: f64,
+    most: f64,
+    per_second: f64,
+    since: Instant,
+}
+
+impl Link {
+    pub(super) fn new(node: NodeId, connection: Connection, config: &QuicConfig) -> Self {
+        let most = f64::from(config.request_burst);
+        Self {
+            node,
+            connection,
+            wake: Notify::new(),
+            announcing: Mutex::default(),
+            pushes: Mutex::default(),
+            held: Mutex::default(),
+            allowance: Mutex::new(Allowance {
+                requests: most,
+                most,
+                per_second: f64::from(config.requests_per_second),
+                since: Instant::now(),
+            }),
+        }
+    }
+
+    pub(super) fn close(&self, code: CloseCode, reason: &str) {
+        close(&self.connection, code, reason);
+    }
+
+    /// Says something on the watch stream. A node that does not listen is cut off.
+    pub(super) fn push(&self, message: Message) {
+        let mut pushes = lock(&self.pushes);
+        if pushes.len() == MAX_PUSHES {
+            drop(pushes);
+            return self.close(CloseCode::Slow, "does not read what the server says");
+        }
+        pushes.push_back(message);
+        drop(pushes);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn take_pushes(&self) -> VecDeque<Message> {
+        std::mem::take(&mut lock(&self.pushes))
+    }
+
+    /// Gives an upload the right to send chunks.
+    pub(super) fn hold(&self, upload: Arc<Upload>) {
+        lock(&self.held).insert(upload.task, upload);
+        self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(CHUNKS_IN_FLIGHT));
+        // Never taken back: the library counts a window that shrinks and grows as more and more credit. What counts is
+        // the number of streams, which does shrink; requests are read as they come and are small.
+        self.connection.set_receive_window(VarInt::from_u32(TRANSFER_RECEIVE_WINDOW));
+    }
+
+    pub(super) fn held(&self, task: TaskId) -> Option<Arc<Upload>> {
+        lock(&self.held).get(&task).cloned()
+    }
+
+    /// Takes the right to send chunks back from every upload that is not `wanted`.
+    pub(super) fn release(&self, mut wanted: impl FnMut(TaskId) -> bool) {
+        let mut held = lock(&self.held);
+        held.retain(|task, upload| {
+            let keep = wanted(*task);
+            if !keep {
+                upload.release_slot();
+            }
+            keep
+        });
+        if held.is_empty() {
+            self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(0));
+        }
+    }
+
+    /// Lets the node make the requests that a task needs.
+    pub(super) fn allow_for_task(&self) {
+        let mut allowance = lock(&self.allowance);
+        allowance.requests += REQUESTS_PER_TASK;
+    }
+
+    /// How long a request has to wait for its turn.
+    pub(super) fn turn(&self) -> Duration {
+        let mut allowance = lock(&self.allowance);
+        let now = Instant::now();
+        let earned = now.duration_since(allowance.since).as_secs_f64() * allowance.per_second;
+        allowance.since = now;
+        if allowance.requests < allowance.most {
+            allowance.requests = (allowance.requests + earned).min(allowance.most);
+        }
+        allowance.requests -= 1.0;
+        Duration::from_secs_f64((-allowance.requests).max(0.0) / allowance.per_second)
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Messages that may wait for a node to read them.
+const MAX_PUSHES: usize = 1 << 16;
+/// Requests that a node needs for a task, reconnections included.
+const REQUESTS_PER_TASK: f64 = 16.0;

@@ -1,0 +1,197 @@
+//! The server's end: a [`ServerTransport`] over QUIC.
+
+mod connection;
+mod downloads;
+mod endpoint;
+mod exchange;
+mod link;
+mod participation;
+mod requests;
+mod state;
+mod tasks;
+mod uploads;
+mod watch;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::tensor::backend::Backend;
+use fedburn_core::{
+    ClientId, ClientInfo, Outcome, ParamSchema, Request, RoundIndex, ServerTransport, StateError, TransportError,
+};
+
+use super::config::QuicConfig;
+use super::plan::Plan;
+use super::{IdentityError, JoinString, NodeRegistry, QuicError, ServerIdentity};
+use crate::wire::{Hash, VectorPayload, limits::MAX_CHUNK_LEN};
+use endpoint::ServerEndpoint;
+use exchange::Outcomes;
+use participation::Participation;
+use state::{Parts, Shared};
+
+/// The server's end of a federation over the network.
+///
+/// Nodes connect, say which clients they are, and are asked as the rounds want it; what was asked of a node that went
+/// away is asked again when it is back. All that the outside needs is here; what happens on the wire, happens on a
+/// thread of its own.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use burn_flex::{Flex, FlexDevice};
+/// use fedburn_core::{ClientInfo, ClientId, RoundIndex, ServerTransport};
+/// use fedburn_transport::quic::{self, ClientConfig, NodeIdentity, Plan, QuicConfig, QuicServer, ServerIdentity};
+///
+/// let dir = tempfile::tempdir()?;
+/// let (config, schema) = (QuicConfig { listen: "127.0.0.1:0".parse()?, ..Default::default() }, fedburn_testkit::schema(&[3]));
+/// let plan = Plan { name: "demo".into(), text: String::new(), seed: 1, backend: "flex".into(), hash: [0; 32] };
+/// let identity = ServerIdentity::open(&dir.path().join("server"))?;
+/// let record = dir.path().join("participation.json");
+/// let server = QuicServer::<Flex>::start(config, identity, plan.clone(), schema.clone(), FlexDevice, record, RoundIndex(0))?;
+///
+/// // On another machine:
+/// let node = NodeIdentity::open(&dir.path().join("node"))?;
+/// let joined = quic::join(&server.join_string(), node, ClientConfig::default())?;
+/// assert_eq!(*joined.plan(), plan);
+/// let client = joined.start::<Flex>(&[ClientInfo { id: ClientId(0), num_examples: 10 }], schema, FlexDevice)?;
+///
+/// assert_eq!(server.clients().len(), 1);
+/// server.close();
+/// # drop(client);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct QuicServer<B: Backend> {
+    shared: Arc<Shared>,
+    endpoint: ServerEndpoint,
+    join: JoinString,
+    schema: Arc<ParamSchema>,
+    device: B::Device,
+    participation: Participation,
+}
+
+impl<B: Backend> QuicServer<B> {
+    /// Listens for nodes.
+    ///
+    /// `schema` is the model's; updates come to `device`. `participation` is the file in which the server keeps what its
+    /// clients took part in; `resumed` is the round after which the run goes on, 0 for one that begins.
+    ///
+    /// # Errors
+    /// [`QuicError`]: a setting out of its range, an address that cannot be had, an unusable identity or record.
+    pub fn start(
+        config: QuicConfig,
+        identity: ServerIdentity,
+        plan: Plan,
+        schema: Arc<ParamSchema>,
+        device: B::Device,
+        participation: PathBuf,
+        resumed: RoundIndex,
+    ) -> Result<Self, QuicError> {
+        config.check()?;
+        VectorPayload::new(schema.num_values(), 1, MAX_CHUNK_LEN)
+            .map_err(|e| QuicError::Unusable { what: "model", reason: e.to_string() })?;
+        let plan_hash = Hash(plan.hash);
+        let participation = Participation::open(participation, plan_hash, resumed)?;
+        let (pin, secret) = identity.pin_and_secret()?;
+        let shared = Arc::new(Shared::new(Parts {
+            plan: plan.encode()?,
+            plan_hash,
+            schema: schema.fingerprint(),
+            num_values: schema.num_values(),
+            epoch: random()?,
+            config,
+            identity,
+        }));
+        let endpoint = ServerEndpoint::start(shared.clone())?;
+        let address = endpoint.address();
+        let join = JoinString::new(public_host(&shared.config, address), address.port(), pin, secret);
+        tracing::info!(%address, "server.listening");
+        Ok(Self { shared, endpoint, join, schema, device, participation })
+    }
+
+    /// The address that the server listens at, with the port that it was given where none was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.endpoint.address()
+    }
+
+    /// What a new node needs to join.
+    pub fn join_string(&self) -> JoinString {
+        self.join.clone()
+    }
+
+    /// Waits until there are `clients` clients; tells `seen` their number at once and whenever it changes.
+    ///
+    /// # Errors
+    /// [`QuicError::TimedOut`].
+    pub fn wait_for(&self, clients: usize, timeout: Duration, seen: &mut dyn FnMut(usize)) -> Result<(), QuicError> {
+        match self.shared.wait_for(clients, Instant::now().checked_add(timeout), seen) {
+            true => Ok(()),
+            false => Err(QuicError::TimedOut { what: format!("{clients} clients"), seconds: timeout.as_secs() }),
+        }
+    }
+
+    /// The nodes that may take part.
+    pub fn nodes(&self) -> NodeRegistry {
+        self.shared.identity.nodes().clone()
+    }
+
+    /// Says goodbye to every node and waits until they have left, for as long as the configuration allows.
+    pub fn close(self) {
+        self.shared.finish();
+        self.shared.say_goodbye("the run has ended");
+        self.endpoint.drain(Duration::from_secs(self.shared.config.drain_secs));
+    }
+}
+
+impl<B: Backend> ServerTransport<B> for QuicServer<B> {
+    fn clients(&self) -> Arc<[ClientInfo]> {
+        self.shared.clients()
+    }
+
+    fn exchange<'a>(
+        &'a mut self,
+        requests: Vec<(ClientId, Request<B>)>,
+        timeout: Duration,
+    ) -> Box<dyn Iterator<Item = Outcome<B>> + 'a> {
+        let (shared, schema, device) = (&*self.shared, &self.schema, &self.device);
+        Box::new(Outcomes::begin(shared, schema, device, &self.participation, requests, timeout))
+    }
+
+    fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError> {
+        self.participation.closed(round, included).map_err(state_error)?;
+        self.shared.round_closed(round);
+        Ok(())
+    }
+
+    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
+        self.participation.checkpointed(round).map_err(state_error)
+    }
+}
+
+fn state_error(error: QuicError) -> TransportError {
+    let place = "record of participations".to_owned();
+    TransportError::State { source: StateError::Store { place, reason: error.to_string() } }
+}
+
+/// Where nodes find the server.
+fn public_host(config: &QuicConfig, address: SocketAddr) -> String {
+    if let Some(host) = &config.public_host {
+        return host.clone();
+    }
+    if !address.ip().is_unspecified() {
+        return address.ip().to_string();
+    }
+    tracing::warn!("the join string names this machine only: set `public_host` to the name by which nodes reach it");
+    "127.0.0.1".to_owned()
+}
+
+/// A number that differs between two starts; not the run's randomness.
+fn random() -> Result<u64, QuicError> {
+    use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+    let mut bytes = [0; 8];
+    let drawn = SystemRandom::new().fill(&mut bytes);
+    drawn.map_err(|_| IdentityError::Make { what: "number", reason: "no randomness".to_owned() })?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,215 @@
+//! What a node may ask, and the answers.
+
+use std::sync::Arc;
+
+use fedburn_core::ClientFailure;
+
+use super::super::blob::decode_inline;
+use super::connection::{certificate, channel, refuse};
+use super::downloads;
+use super::link::{Link, lock};
+use super::state::Shared;
+use super::tasks::{Arrived, ArrivedUpdate};
+use super::uploads::{self, Memory};
+use crate::wire::{
+    Announce, Announced, CloseCode, CommitAck, CommitState, Decline, Extensions, Frame, Hash, Measured, Message,
+    Payload, Refusal, Renew, TaskId, TaskKind, UploadBegin, UploadCommit, UploadGrant, limits::MAX_PARTS,
+    metrics_from_wire, short_reason,
+};
+
+/// A request after which the connection cannot go on.
+type Fatal = (CloseCode, String);
+
+/// Answers one request.
+pub(super) async fn answer(link: &Arc<Link>, shared: &Arc<Shared>, message: Message) -> Result<Message, Fatal> {
+    Ok(match message {
+        Message::Announce(announce) => announced(link, shared, announce),
+        Message::Renew(renew) => renewed(link, shared, &renew),
+        Message::GetManifest(asked) => downloads::manifest(shared, &asked),
+        Message::GetChunks(asked) => downloads::chunks(shared, link, asked).await,
+        Message::UploadBegin(begin) => begun(link, shared, begin).await,
+        Message::UploadCommit(commit) => committed(link, shared, commit).await,
+        Message::Measured(measured) => acknowledged(measured_by(link, shared, &measured)),
+        Message::Decline(decline) => acknowledged(declined(link, shared, &decline)),
+        Message::Enroll(_) => refuse(Refusal::NotAllowed, "the node has a certificate; ask to renew it".to_owned()),
+        other => return Err((CloseCode::Protocol, format!("{:?} is nothing that a node may ask", other.kind()))),
+    })
+}
+
+fn announced(link: &Arc<Link>, shared: &Shared, announce: Announce) -> Message {
+    let invalid = |reason: &str| refuse(Refusal::Invalid, reason.to_owned());
+    if announce.plan != shared.plan_hash {
+        return refuse(Refusal::WrongPlan, "this server trains by another plan".to_owned());
+    }
+    if announce.schema != shared.schema {
+        return refuse(Refusal::WrongSchema, "the node's model has other tensors than the server's".to_owned());
+    }
+    if announce.parts == 0 || announce.parts > MAX_PARTS {
+        return invalid("an announcement has 1 to 1,024 parts");
+    }
+    let complete = {
+        let mut announcing = lock(&link.announcing);
+        if announce.part == 0 {
+            *announcing = Default::default();
+        }
+        let follows = match (announcing.clients.last(), announce.clients.first()) {
+            (Some(before), Some(first)) => before.id < first.id,
+            _ => true,
+        };
+        if announce.part != announcing.next_part || !follows {
+            return invalid("the parts of an announcement come in order, once each");
+        }
+        if announcing.clients.len() + announce.clients.len() > shared.config.clients {
+            return refuse(Refusal::Limit, format!("this server takes {} clients in all", shared.config.clients));
+        }
+        announcing.clients.extend(announce.clients);
+        announcing.next_part += 1;
+        (announcing.next_part == announce.parts).then(|| std::mem::take(&mut *announcing))
+    };
+    if let Some(complete) = complete {
+        let clients = complete.clients.len();
+        if let Err((code, reason)) = shared.register(link, complete.clients) {
+            tracing::warn!(node = %link.node, reason, "node.refused");
+            return refuse(code, reason);
+        }
+        tracing::info!(node = %link.node, clients, "node.announced");
+    }
+    Announced { ext: Extensions::default() }.into()
+}
+
+fn renewed(link: &Link, shared: &Shared, renew: &Renew) -> Message {
+    match shared.identity.renew(link.node, &renew.csr, &channel(&link.connection)) {
+        Ok(chain) => certificate(chain),
+        Err(e) => refuse(Refusal::Enrolment, e.to_string()),
+    }
+}
+
+async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Message {
+    let UploadBegin { task, num_values, vectors, .. } = begin;
+    if let Some(refused) = unusable(link, shared, task) {
+        return refused;
+    }
+    if num_values != shared.num_values as u64 {
+        let reason = format!("vectors of {num_values} values where the model has {}", shared.num_values);
+        return refuse(Refusal::Invalid, reason);
+    }
+    let mut exchanges = shared.exchanges();
+    let granted = tokio::select! {
+        upload = uploads::begin(shared, link, task, vectors) => upload,
+        _ = exchanges.changed() => None,
+        _ = link.connection.closed() => None,
+    };
+    match granted {
+        Some(upload) => UploadGrant { have: upload.assembly.have(), ext: Extensions::default() }.into(),
+        None => unknown(task),
+    }
+}
+
+async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit) -> Message {
+    let task = commit.task;
+    if shared.offer(link.node, task).is_some()
+        && let Some(state) = shared.answered(task, Some(commit.root))
+    {
+        return acknowledged(state);
+    }
+    if let Some(refused) = unusable(link, shared, task) {
+        return refused;
+    }
+    let received = match &commit.payload {
+        Payload::Inline { vectors, data } => decode_inline(data, shared.num_values, 1 + vectors.len())
+            .map(|(values, root)| (vectors.clone(), values, root, None))
+            .map_err(|e| e.to_string()),
+        _ => match received(link, shared, task).await {
+            Some(received) => Ok(received),
+            None => return unknown(task),
+        },
+    };
+    let state = match received {
+        Err(reason) => rejected(link, shared, task, commit.root, reason),
+        Ok((_, _, root, _)) if root != commit.root => {
+            rejected(link, shared, task, commit.root, "the update is not the one that was announced".to_owned())
+        }
+        Ok((names, vectors, _, memory)) => {
+            let update = ArrivedUpdate {
+                vectors,
+                names,
+                num_examples: commit.num_examples,
+                scalars: commit.side_scalars,
+                report: commit.report.into(),
+                metrics: metrics_from_wire(commit.metrics),
+            };
+            shared.answer(link, task, commit.root, Ok(Arrived::Trained(Box::new(update))), memory)
+        }
+    };
+    acknowledged(state)
+}
+
+/// Names, values and root of an update whose chunks have all come, and the room that they take.
+type Received = (Vec<String>, Vec<Vec<f32>>, Hash, Option<Memory>);
+
+/// Waits for the chunks of an update that are still on their way.
+async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received> {
+    let upload = link.held(task)?;
+    let mut exchanges = shared.exchanges();
+    tokio::select! {
+        () = upload.assembly.full() => {}
+        _ = exchanges.changed() => return None,
+        _ = link.connection.closed() => return None,
+    }
+    let root = upload.assembly.root();
+    Some((upload.names.clone(), upload.assembly.take_vectors(), root, upload.take_memory()))
+}
+
+fn measured_by(link: &Link, shared: &Shared, measured: &Measured) -> CommitState {
+    let digest = digest(measured);
+    match shared.offer(link.node, measured.task) {
+        None => CommitState::Superseded,
+        Some(offer) if offer.kind != TaskKind::Evaluate => {
+            let reason = "a measurement in answer to a request to train".to_owned();
+            rejected(link, shared, measured.task, digest, reason)
+        }
+        Some(_) => {
+            let metrics = metrics_from_wire(measured.metrics.clone());
+            shared.answer(link, measured.task, digest, Ok(Arrived::Evaluated(metrics)), None)
+        }
+    }
+}
+
+fn declined(link: &Link, shared: &Shared, decline: &Decline) -> CommitState {
+    match shared.offer(link.node, decline.task) {
+        None => CommitState::Superseded,
+        Some(_) => shared.answer(link, decline.task, digest(decline), Err(decline.failure.clone().into()), None),
+    }
+}
+
+/// The answer to an upload for a task that the node was not asked, or that is no training; `None` where it may go on.
+fn unusable(link: &Link, shared: &Shared, task: TaskId) -> Option<Message> {
+    let Some(offer) = shared.offer(link.node, task) else { return Some(unknown(task)) };
+    if let Some(state) = shared.answered(task, None) {
+        return Some(acknowledged(state));
+    }
+    let trains = matches!(offer.kind, TaskKind::Train { .. });
+    (!trains).then(|| refuse(Refusal::Invalid, "an update in answer to a request to measure".to_owned()))
+}
+
+/// Ends a task whose answer is unusable; the round does not wait for another.
+fn rejected(link: &Link, shared: &Shared, task: TaskId, digest: Hash, reason: String) -> CommitState {
+    tracing::warn!(node = %link.node, %task, reason, "answer.rejected");
+    let reason = short_reason(reason);
+    shared.answer(link, task, digest, Err(ClientFailure::Malformed { reason: reason.clone() }), None);
+    CommitState::Rejected { reason }
+}
+
+fn unknown(task: TaskId) -> Message {
+    refuse(Refusal::UnknownTask, format!("task {task} is over, or another node's"))
+}
+
+fn acknowledged(state: CommitState) -> Message {
+    CommitAck { state, ext: Extensions::default() }.into()
+}
+
+/// What tells a repetition of a small answer from another answer.
+fn digest<M: crate::wire::Body>(message: &M) -> Hash {
+    // What was decoded can be encoded.
+    Frame::encode(0, message).map_or(Hash::default(), |bytes| Hash(*blake3::hash(&bytes).as_bytes()))
+}

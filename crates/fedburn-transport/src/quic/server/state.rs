@@ -1,0 +1,317 @@
+//! What a server knows, shared between its event loop and whoever runs the rounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use fedburn_core::{ClientFailure, ClientId, ClientInfo, RoundIndex};
+use tokio::sync::{Semaphore, watch};
+
+use super::super::blob::Blob;
+use super::super::{NodeId, QuicConfig, ServerIdentity};
+use super::link::Link;
+use super::tasks::{Arrived, Exchange};
+use super::uploads::{Memory, Slots, Upload};
+use crate::wire::{
+    Bye, Cancel, ClientEntry, CloseCode, CommitState, Extensions, Hash, Message, Refusal, RoundClosed, TaskId,
+    TaskOffer,
+};
+
+/// What a server knows. Locks are held for moments and never across a wait; where two are held, this one's is the outer.
+pub(super) struct Shared {
+    pub(super) config: QuicConfig,
+    pub(super) identity: ServerIdentity,
+    pub(super) plan: Blob,
+    pub(super) plan_hash: Hash,
+    /// Fingerprint of the model's schema.
+    pub(super) schema: u64,
+    pub(super) num_values: usize,
+    /// Another number than before means that unfinished uploads are forgotten.
+    pub(super) epoch: u64,
+    pub(super) uploads: Slots,
+    pub(super) downloads: Arc<Semaphore>,
+    federation: Mutex<Federation>,
+    /// Told when clients come or go.
+    changed: Condvar,
+    /// Changes when an exchange ends.
+    exchanges: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Federation {
+    nodes: BTreeMap<NodeId, Node>,
+    clients: BTreeMap<ClientId, (NodeId, u64)>,
+    exchange: Option<Exchange>,
+    /// The blobs of the exchange.
+    blobs: BTreeMap<Hash, Arc<Blob>>,
+    goodbye: Option<String>,
+}
+
+/// A node that announced clients and is here, or was a moment ago.
+struct Node {
+    clients: Vec<ClientId>,
+    link: Option<Arc<Link>>,
+    away_since: Option<Instant>,
+}
+
+/// What a server is made of.
+pub(super) struct Parts {
+    pub(super) config: QuicConfig,
+    pub(super) identity: ServerIdentity,
+    pub(super) plan: Blob,
+    pub(super) plan_hash: Hash,
+    pub(super) schema: u64,
+    pub(super) num_values: usize,
+    pub(super) epoch: u64,
+}
+
+impl Shared {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { config, identity, plan, plan_hash, schema, num_values, epoch } = parts;
+        Self {
+            uploads: Slots::new(&config),
+            downloads: Arc::new(Semaphore::new(config.download_slots)),
+            config,
+            identity,
+            plan,
+            plan_hash,
+            schema,
+            num_values,
+            epoch,
+            federation: Mutex::default(),
+            changed: Condvar::new(),
+            exchanges: watch::Sender::new(0),
+        }
+    }
+
+    // Clients and nodes.
+
+    /// Every client that may be asked, sorted.
+    pub(super) fn clients(&self) -> Arc<[ClientInfo]> {
+        self.lock()
+            .clients
+            .iter()
+            .map(|(id, (_, num_examples))| ClientInfo { id: *id, num_examples: *num_examples })
+            .collect()
+    }
+
+    pub(super) fn owner(&self, client: ClientId) -> Option<NodeId> {
+        self.lock().clients.get(&client).map(|(node, _)| *node)
+    }
+
+    /// Waits until there are so many clients, or the deadline; gives their number each time it changes.
+    pub(super) fn wait_for(&self, clients: usize, deadline: Option<Instant>, seen: &mut dyn FnMut(usize)) -> bool {
+        let mut federation = self.lock();
+        let mut told = None;
+        loop {
+            let count = federation.clients.len();
+            if told != Some(count) {
+                // Who is told may take its time.
+                drop(federation);
+                seen(count);
+                federation = self.lock();
+                told = Some(count);
+                continue;
+            }
+            if count >= clients {
+                return true;
+            }
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return false;
+            }
+            let left = left.unwrap_or(Duration::from_secs(3600));
+            federation = self.changed.wait_timeout(federation, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The node behind `link` is these clients from now on. An older connection of the same node is closed.
+    pub(super) fn register(&self, link: &Arc<Link>, clients: Vec<ClientEntry>) -> Result<(), (Refusal, String)> {
+        let mut federation = self.lock();
+        let taken =
+            |entry: &&ClientEntry| federation.clients.get(&entry.id).is_some_and(|(node, _)| *node != link.node);
+        if let Some(entry) = clients.iter().find(taken) {
+            return Err((Refusal::ClientTaken, format!("client {} is another node", entry.id)));
+        }
+        let own = federation.nodes.get(&link.node).map_or(0, |node| node.clients.len());
+        if federation.clients.len() - own + clients.len() > self.config.clients {
+            return Err((Refusal::Limit, format!("this server takes {} clients in all", self.config.clients)));
+        }
+        let before = federation.remove(link.node);
+        let ids: Vec<ClientId> = clients.iter().map(|entry| entry.id).collect();
+        federation.clients.extend(clients.iter().map(|entry| (entry.id, (link.node, entry.num_examples))));
+        if before.as_ref().is_some_and(|node| node.clients != ids)
+            && let Some(exchange) = &mut federation.exchange
+        {
+            exchange.fail_node(link.node);
+        }
+        federation.nodes.insert(link.node, Node { clients: ids, link: Some(link.clone()), away_since: None });
+        drop(federation);
+        if let Some(old) = before.and_then(|node| node.link).filter(|old| !Arc::ptr_eq(old, link)) {
+            old.release(|_| false);
+            old.close(CloseCode::Replaced, "the node has connected again");
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// A connection ended.
+    pub(super) fn left(&self, link: &Arc<Link>) {
+        link.release(|_| false);
+        if let Some(node) = self.lock().nodes.get_mut(&link.node)
+            && node.link.as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+        {
+            node.link = None;
+            node.away_since = Some(Instant::now());
+        }
+        self.changed.notify_all();
+    }
+
+    /// Gives up on nodes that are away for too long or no longer admitted.
+    pub(super) fn tidy(&self) {
+        let grace = self.config.reconnect_grace();
+        let mut federation = self.lock();
+        let away = |node: &Node| node.away_since.is_some_and(|since| since.elapsed() >= grace);
+        let over = federation.nodes.iter().filter(|(id, node)| away(node) || !self.identity.admits(**id));
+        let gone: Vec<NodeId> = over.map(|(id, _)| *id).collect();
+        for id in &gone {
+            federation.remove(*id);
+            if let Some(exchange) = &mut federation.exchange {
+                exchange.fail_node(*id);
+            }
+        }
+        drop(federation);
+        if !gone.is_empty() {
+            self.changed.notify_all();
+        }
+    }
+
+    /// The live connections of nodes with clients.
+    fn links(federation: &Federation) -> impl Iterator<Item = &Arc<Link>> {
+        federation.nodes.values().filter_map(|node| node.link.as_ref())
+    }
+
+    // Exchanges.
+
+    /// Opens an exchange. What an earlier one left is over.
+    pub(super) fn open(&self, exchange: Exchange, blobs: BTreeMap<Hash, Arc<Blob>>) {
+        self.finish();
+        let mut federation = self.lock();
+        (federation.exchange, federation.blobs) = (Some(exchange), blobs);
+        Self::links(&federation).for_each(|link| link.wake.notify_one());
+    }
+
+    /// Ends the exchange: what was not answered is no longer wanted.
+    pub(super) fn finish(&self) {
+        let mut federation = self.lock();
+        federation.blobs.clear();
+        let Some(exchange) = federation.exchange.take() else { return };
+        for (node, task) in exchange.unanswered() {
+            if let Some(link) = federation.nodes.get(&node).and_then(|node| node.link.as_ref()) {
+                let reason = "the exchange is over".to_owned();
+                link.push(Message::Cancel(Cancel { task, reason, ext: Extensions::default() }));
+            }
+        }
+        Self::links(&federation).for_each(|link| link.release(|_| false));
+        drop(federation);
+        self.exchanges.send_modify(|exchanges| *exchanges += 1);
+    }
+
+    /// Changes when an exchange ends.
+    pub(super) fn exchanges(&self) -> watch::Receiver<u64> {
+        self.exchanges.subscribe()
+    }
+
+    /// Tells everybody that a round ended.
+    pub(super) fn round_closed(&self, round: RoundIndex) {
+        let federation = self.lock();
+        let message = Message::RoundClosed(RoundClosed { round, ext: Extensions::default() });
+        Self::links(&federation).for_each(|link| link.push(message.clone()));
+    }
+
+    pub(super) fn offers(&self, node: NodeId, offered: &mut BTreeSet<TaskId>) -> Vec<TaskOffer> {
+        self.lock().exchange.as_ref().map_or_else(Vec::new, |exchange| exchange.offers(node, offered))
+    }
+
+    pub(super) fn is_open(&self, node: NodeId, task: TaskId) -> bool {
+        self.lock().exchange.as_ref().is_some_and(|exchange| exchange.is_open(node, task))
+    }
+
+    /// The offer of a task of this node that belongs to the open exchange.
+    pub(super) fn offer(&self, node: NodeId, task: TaskId) -> Option<TaskOffer> {
+        self.lock().exchange.as_ref()?.offer(node, task).cloned()
+    }
+
+    /// What became of an answered task; `None` while it is open.
+    pub(super) fn answered(&self, task: TaskId, digest: Option<Hash>) -> Option<CommitState> {
+        self.lock().exchange.as_ref()?.answered(task, digest)
+    }
+
+    /// Takes the answer to a task of `link`'s node.
+    pub(super) fn answer(
+        &self,
+        link: &Link,
+        task: TaskId,
+        digest: Hash,
+        reply: Result<Arrived, ClientFailure>,
+        memory: Option<Memory>,
+    ) -> CommitState {
+        let mut federation = self.lock();
+        let Some(exchange) = &mut federation.exchange else { return CommitState::Superseded };
+        let state = exchange.answer(task, digest, reply, memory);
+        drop(federation);
+        link.release(|held| held != task);
+        state
+    }
+
+    pub(super) fn upload_of(&self, task: TaskId) -> Option<Arc<Upload>> {
+        self.lock().exchange.as_ref()?.upload(task)
+    }
+
+    pub(super) fn keep_upload(&self, task: TaskId, upload: Arc<Upload>) -> bool {
+        self.lock().exchange.as_mut().is_some_and(|exchange| exchange.keep_upload(task, upload))
+    }
+
+    pub(super) fn forget_parked_uploads(&self) {
+        if let Some(exchange) = &mut self.lock().exchange {
+            exchange.forget_parked_uploads();
+        }
+    }
+
+    /// A blob that nodes may fetch now.
+    pub(super) fn blob(&self, root: Hash) -> Option<Arc<Blob>> {
+        if self.plan.name().root == root {
+            return Some(Arc::new(self.plan.clone()));
+        }
+        self.lock().blobs.get(&root).cloned()
+    }
+
+    // The end.
+
+    /// Says goodbye to everybody, also to those who come later.
+    pub(super) fn say_goodbye(&self, reason: &str) {
+        let mut federation = self.lock();
+        federation.goodbye = Some(reason.to_owned());
+        Self::links(&federation).for_each(|link| link.wake.notify_one());
+    }
+
+    pub(super) fn goodbye(&self) -> Option<Bye> {
+        self.lock().goodbye.clone().map(|reason| Bye { reason, ext: Extensions::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Federation> {
+        // Nothing panics while it holds the lock.
+        self.federation.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Federation {
+    /// Forgets a node and its clients.
+    fn remove(&mut self, node: NodeId) -> Option<Node> {
+        let removed = self.nodes.remove(&node)?;
+        removed.clients.iter().for_each(|client| {
+            self.clients.remove(client);
+        });
+        Some(removed)
+    }
+}

@@ -1,0 +1,188 @@
+//! Updates on their way in: who may send, what has come, what is given up.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use quinn::{RecvStream, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+
+use super::super::QuicConfig;
+use super::super::blob::Assembly;
+use super::super::receive;
+use super::super::stream::{StreamError, read_header, read_payload};
+use super::link::{Link, lock};
+use super::state::Shared;
+use crate::wire::{CloseCode, TaskId, TransferId};
+
+/// One update that is being received.
+pub(super) struct Upload {
+    pub(super) task: TaskId,
+    /// Names of the vectors behind the parameters.
+    pub(super) names: Vec<String>,
+    pub(super) assembly: Arc<Assembly>,
+    /// Bytes of payload that came, verified or not.
+    came: AtomicU64,
+    slot: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Room for the values until whoever waits for the update has it.
+    memory: Mutex<Option<Memory>>,
+}
+
+/// Room for values that came and are not used yet.
+pub(super) struct Memory(#[expect(dead_code, reason = "gives the room back when it is dropped")] OwnedSemaphorePermit);
+
+/// Who may send: so many at once, and no more than there is memory for.
+pub(super) struct Slots {
+    turns: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
+    units: u32,
+}
+
+impl Slots {
+    pub(super) fn new(config: &QuicConfig) -> Self {
+        // Checked: at most 2^20 MiB, which is 2^24 units.
+        let units = u32::try_from(config.upload_memory_mib * (1 << 20) / MEMORY_UNIT).unwrap_or(u32::MAX);
+        Self {
+            turns: Arc::new(Semaphore::new(config.upload_slots)),
+            memory: Arc::new(Semaphore::new(units as usize)),
+            units,
+        }
+    }
+
+    /// Waits for a turn, in the order of asking.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.turns.clone().acquire_owned().await.ok()
+    }
+
+    /// Waits for room. What was begun by nodes that are away now makes place.
+    async fn memory(&self, bytes: u64, shared: &Shared) -> Option<Memory> {
+        // An update larger than all the memory is taken alone.
+        let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).clamp(1, self.units);
+        loop {
+            match timeout(MEMORY_LOOK, self.memory.clone().acquire_many_owned(units)).await {
+                Ok(permit) => return permit.ok().map(Memory),
+                Err(_) => shared.forget_parked_uploads(),
+            }
+        }
+    }
+}
+
+impl Upload {
+    /// Gives the slot back; what came stays, for a node that comes again.
+    pub(super) fn release_slot(&self) {
+        *lock(&self.slot) = None;
+    }
+
+    pub(super) fn has_slot(&self) -> bool {
+        lock(&self.slot).is_some()
+    }
+
+    pub(super) fn take_memory(&self) -> Option<Memory> {
+        lock(&self.memory).take()
+    }
+}
+
+/// Waits until the node may send the update of `task`, and gives it the right to.
+///
+/// `None` where the task is over.
+pub(super) async fn begin(
+    shared: &Arc<Shared>,
+    link: &Arc<Link>,
+    task: TaskId,
+    names: Vec<String>,
+) -> Option<Arc<Upload>> {
+    let turn = shared.uploads.turn().await?;
+    if !shared.is_open(link.node, task) {
+        return None;
+    }
+    let upload = match shared.upload_of(task).filter(|upload| upload.names == names) {
+        Some(upload) => upload,
+        None => {
+            let bytes = shared.num_values as u64 * 4 * (1 + names.len() as u64);
+            let memory = shared.uploads.memory(bytes, shared).await?;
+            // Cannot fail where the server's own model is within the limits; were it not, no task would be offered.
+            let assembly = Assembly::of_vectors(shared.num_values, 1 + names.len()).ok()?;
+            let upload = Arc::new(Upload {
+                task,
+                names,
+                assembly: Arc::new(assembly),
+                came: AtomicU64::new(0),
+                slot: Mutex::new(None),
+                memory: Mutex::new(Some(memory)),
+            });
+            shared.keep_upload(task, upload.clone()).then_some(upload)?
+        }
+    };
+    *lock(&upload.slot) = Some(turn);
+    link.hold(upload.clone());
+    if link.connection.close_reason().is_some() {
+        // It went while we waited, and nobody will take the slot back.
+        link.release(|_| false);
+        return None;
+    }
+    tokio::spawn(watch_progress(shared.clone(), link.clone(), upload.clone()));
+    Some(upload)
+}
+
+/// Cuts off a node that sends nothing, or next to nothing, while it holds a slot.
+async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Arc<Upload>) {
+    let (patience, began, first) =
+        (shared.config.progress_timeout(), Instant::now(), upload.came.load(Ordering::Relaxed));
+    let mut before = first;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(patience) => {}
+            _ = link.connection.closed() => return,
+        }
+        let held = link.held(upload.task).is_some_and(|held| Arc::ptr_eq(&held, &upload));
+        if !held || upload.assembly.is_full() {
+            return;
+        }
+        let came = upload.came.load(Ordering::Relaxed);
+        let rate = (came - first) as f64 / began.elapsed().as_secs_f64();
+        if came == before || rate < shared.config.min_rate as f64 {
+            tracing::warn!(node = %link.node, task = %upload.task, rate, "upload too slow");
+            return link.close(CloseCode::Slow, "the upload is too slow");
+        }
+        before = came;
+    }
+}
+
+/// Receives one chunk.
+pub(super) async fn chunk(link: &Arc<Link>, mut stream: RecvStream) {
+    let header = match timeout(HEADER_TIMEOUT, read_header(&mut stream)).await {
+        Ok(Ok(header)) => header,
+        Ok(Err(StreamError::Lost(_))) => return,
+        Ok(Err(e)) => return link.close(CloseCode::Protocol, &e.to_string()),
+        Err(_) => return link.close(CloseCode::Slow, "a chunk's header did not come"),
+    };
+    let transfer = header.transfer;
+    let Some(upload) = link.held(TaskId(transfer.0)) else {
+        // The task may have ended while the chunk was on its way.
+        let _ = stream.stop(VarInt::from_u32(CloseCode::Ok as u32));
+        return;
+    };
+    if let Err(e) = upload.assembly.expect(TransferId::from(upload.task), &header) {
+        return link.close(CloseCode::Protocol, &e.to_string());
+    }
+    let count = |bytes: usize| {
+        upload.came.fetch_add(bytes as u64, Ordering::Relaxed);
+    };
+    let parts = match read_payload(&mut stream, &header, count).await {
+        Ok(parts) => parts,
+        Err(StreamError::Lost(_)) => return,
+        Err(e) => return link.close(CloseCode::Protocol, &e.to_string()),
+    };
+    if let Err(e) = receive::accept(&upload.assembly, header, parts).await {
+        tracing::warn!(node = %link.node, task = %upload.task, error = %e, "chunk refused");
+        link.close(CloseCode::Protocol, &e.to_string());
+    }
+}
+
+/// Bytes of one unit of memory.
+const MEMORY_UNIT: u64 = 64 << 10;
+/// How often somebody who waits for memory looks for updates whose nodes went away.
+const MEMORY_LOOK: Duration = Duration::from_millis(500);
+/// Time for a chunk's header once its stream was opened.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
