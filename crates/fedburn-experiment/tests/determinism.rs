@@ -47,6 +47,20 @@ sampler = { kind = "all" }
 server = { rounds = 60, checkpoint_every = 3 }
 "#;
 
+/// Two gradients a step at two points, control variates on both sides: many graphs of automatic differentiation at
+/// once, of which none may lose a step to another thread's.
+const MANY_GRAPHS: &str = r#"
+title = "Sharpness-aware SCAFFOLD"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 12, alpha = 0.3, min_examples = 5 }
+model = { kind = "two_nn", hidden = 12 }
+client = { rule = { scaffold = { option = "two" } }, epochs = 2, batch_size = 8, lr = 0.1, sharpness = { kind = "sam", rho = 0.05 } }
+strategy = { kind = "scaffold" }
+sampler = { kind = "all" }
+server = { rounds = 20, eval_every = 1, checkpoint_every = 0 }
+"#;
+
 /// Everything in a seed's folder that must not depend on how the run went.
 #[derive(Debug, PartialEq)]
 struct Traces {
@@ -229,6 +243,16 @@ fn the_number_of_workers_changes_no_bit() {
     let failures = |traces: &Traces| traces.events.iter().filter(|e| e["event"] == "client_failed").count();
     assert!(failures(&one) > 10, "clients that fail are part of this claim");
     for workers in [2, 3] {
+        let more = undisturbed(&place, &format!("workers-{workers}"), &format!("--workers {workers}"));
+        more.assert_same(&one, &format!("{workers} workers"));
+    }
+}
+
+#[test]
+fn graphs_of_other_threads_change_no_bit() {
+    let place = Workplace::new(MANY_GRAPHS);
+    let one = undisturbed(&place, "one", "--workers 1");
+    for workers in [2, 3, 8] {
         let more = undisturbed(&place, &format!("workers-{workers}"), &format!("--workers {workers}"));
         more.assert_same(&one, &format!("{workers} workers"));
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use super::chart::{Chart, Mark, PALETTE, Scale, Series};
 use super::curves;
 use super::markdown::{HEIGHT, WIDTH, escaped};
 use crate::format::{mean_sd, percent};
@@ -23,6 +24,8 @@ pub struct Grid {
 /// One table of a grid: a choice of every axis but two, by its words, and the cells by row and column.
 struct Table<'a> {
     heading: String,
+    /// What the logarithm of a column's number is called.
+    across: String,
     rows: Vec<&'a str>,
     columns: Vec<&'a str>,
     cells: Vec<Vec<Option<&'a ExperimentResults>>>,
@@ -70,6 +73,9 @@ const MEASURES: [Measure; 5] = [
     },
 ];
 
+/// The end of the name of the picture over columns.
+const ACROSS: &str = "clients.svg";
+
 /// Names of axes whose choices are to be held against each other.
 const COMPARED: [&str; 2] = ["method", "defence"];
 
@@ -103,8 +109,13 @@ impl Grid {
             for measure in MEASURES.iter().filter(|measure| table.is_measured(measure)) {
                 let _ = write!(page, "\n{}:\n\n{}", measure.words, table.markdown(measure));
             }
+            let across = self.picture(index, ACROSS);
+            if pictures.iter().any(|(name, _)| *name == across) {
+                let _ = write!(page, "\n![What clients use on their own held-out examples, by column]({across})\n");
+            }
             let prefix = self.picture(index, "");
-            for (name, _) in pictures.iter().filter(|(name, _)| name.starts_with(&prefix)) {
+            let by_round = pictures.iter().filter(|(name, _)| *name != across);
+            for (name, _) in by_round.filter(|(name, _)| name.starts_with(&prefix)) {
                 let column = name.trim_start_matches(&prefix).trim_end_matches(".svg");
                 let _ = write!(page, "\n![Held-out accuracy by round, mean over seeds: {column}]({name})\n");
             }
@@ -117,10 +128,13 @@ impl Grid {
         page
     }
 
-    /// Curves over rounds, a picture for each column of each table: their path relative to the page, and the SVG.
+    /// Curves over rounds, a picture for each column of each table, and over columns that are numbers what clients make of
+    /// their models: their path relative to the page, and the SVG.
     pub(super) fn pictures(&self) -> Vec<(String, String)> {
         let mut pictures = Vec::new();
         for (index, table) in self.tables().iter().enumerate() {
+            let across = table.own_accuracy().and_then(|chart| chart.svg(WIDTH, HEIGHT));
+            pictures.extend(across.map(|svg| (self.picture(index, ACROSS), svg)));
             for (column, name) in table.columns.iter().enumerate() {
                 let of_row = |(row, name): (usize, &&str)| Some(((*name).to_owned(), table.cells[row][column]?));
                 let series: Vec<_> = table.rows.iter().enumerate().filter_map(of_row).collect();
@@ -159,7 +173,8 @@ impl Grid {
             let place = tables.iter().position(|table| table.heading == heading).unwrap_or_else(|| {
                 let (rows, columns) = (labels(row), labels(column));
                 let cells = vec![vec![None; columns.len()]; rows.len()];
-                tables.push(Table { heading, rows, columns, cells });
+                let across = column.map_or_else(String::new, |axis| format!("log10 of {}", self.axes[axis].name));
+                tables.push(Table { heading, across, rows, columns, cells });
                 tables.len() - 1
             });
             let at = |axis: Option<usize>| axis.map_or(0, |axis| places[axis]);
@@ -182,6 +197,31 @@ impl Grid {
 impl Table<'_> {
     fn is_measured(&self, measure: &Measure) -> bool {
         self.cells.iter().flatten().flatten().any(|cell| cell.spread(measure.of).is_some())
+    }
+
+    /// What clients use on their own examples, over columns that are positive numbers, on a logarithmic axis: mean over
+    /// seeds, and a band of one standard deviation.
+    fn own_accuracy(&self) -> Option<Chart<'_>> {
+        let number = |name: &&str| name.parse::<f64>().ok().filter(|value| *value > 0.0 && value.is_finite());
+        let at: Vec<f64> = self.columns.iter().map(number).collect::<Option<_>>()?;
+        let mut series = Vec::new();
+        for (row, (name, colour)) in self.rows.iter().zip(PALETTE).enumerate() {
+            let spread = |column: usize| self.cells[row][column]?.spread(SeedResults::own_accuracy);
+            let mut points: Vec<_> =
+                at.iter().enumerate().filter_map(|(column, x)| Some((x.log10(), spread(column)?))).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let band = points.iter().filter_map(|(x, s)| Some((*x, s.mean - s.sd?, s.mean + s.sd?))).collect();
+            let line = points.iter().map(|(x, spread)| (*x, spread.mean)).collect();
+            series.push(Series { label: None, colour, mark: Mark::Band(band) });
+            series.push(Series { label: Some((*name).to_owned()), colour, mark: Mark::Line(line) });
+        }
+        let several = at.len() > 1 && self.rows.len() <= PALETTE.len();
+        several.then(|| Chart {
+            alt: format!("Accuracy of clients on their own held-out examples, by {}", self.across),
+            x: super::chart::Axis { label: &self.across, scale: Scale::Number },
+            y: super::chart::Axis { label: "clients' own accuracy", scale: Scale::Share },
+            series,
+        })
     }
 
     /// The best of each column is set in bold.
@@ -263,6 +303,25 @@ mod tests {
         let pictures = grid.pictures();
         assert_eq!(pictures.len(), 1);
         assert!(pictures.iter().all(|(name, _)| page.contains(&format!("]({name})"))), "{page}");
+    }
+
+    #[test]
+    fn what_clients_use_is_drawn_over_columns_that_are_numbers() {
+        let with_clients = |axes: &str| {
+            let mut grid = grid(vec![axis(axes), axis("method=a,b")]);
+            for run in grid.cells.iter_mut().flatten().flat_map(|cell| &mut cell.seeds) {
+                run.config = Some("evaluation = { client_holdout = 0.2 }".to_owned());
+                run.clients = crate::fixture::clients([0.5, 0.7]);
+            }
+            grid
+        };
+        let numbers = with_clients("alpha=0.1,1,10");
+        let link = "](suite/g-0-clients.svg)";
+        assert!(numbers.markdown().contains(link) && numbers.markdown().contains("own held-out"));
+        assert!(numbers.pictures().iter().any(|(name, svg)| link.contains(name) && svg.contains("log10 of alpha")));
+        for words in ["alpha=low,high", "alpha=0,1"] {
+            assert!(!with_clients(words).markdown().contains(link), "{words}");
+        }
     }
 
     #[test]
