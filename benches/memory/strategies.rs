@@ -47,7 +47,7 @@ const TABLES: [&str; 21] = [
     "kind = 'bulyan'",
     "kind = 'geometric_median'",
     "kind = 'weight_erosion'",
-    "kind = 'optimal_averaging'",
+    "kind = 'optimal_averaging'\nvariance = 0.01",
     "kind = 'ewwa'\nform = 'log_share'",
     "kind = 'ewwa'\nform = 'softmax'",
 ];
