@@ -19,8 +19,11 @@ use std::time::{Duration, Instant};
 
 use burn_flex::{Flex, FlexDevice};
 use clap::{Parser, Subcommand};
-use fedburn::core::{ClientTransport, LocalUpdate, ParamEntry, ParamKind, Reply, Reports, Request, ServerTransport};
+use fedburn::core::{
+    ClientReport, ClientTransport, ParamEntry, ParamKind, ParamSchema, Reply, Reports, Request, SideInfo,
+};
 use fedburn::prelude::*;
+use fedburn::runtime::SamplerConfig;
 use fedburn_transport::quic::{
     ClientConfig, JoinString, NodeIdentity, Plan, QuicClient, QuicConfig, QuicServer, ServerIdentity, join,
 };
@@ -174,6 +177,8 @@ impl Bench {
             answered += 1;
         }
         assert_eq!(answered, clients);
+        let everybody: Vec<ClientId> = (0..clients as u64).map(ClientId).collect();
+        self.server.close_round(RoundIndex(round), &everybody)?;
         Ok(began.elapsed())
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::QuicError;
+use crate::wire::limits::{MAX_LABEL, MAX_LABELS};
 
 /// How packets are paced when the path is the bottleneck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,7 +55,7 @@ pub struct QuicConfig {
     pub hello_timeout_secs: u64,
     /// Uploads at once, 16 by default; others wait in the order of their asking.
     pub upload_slots: usize,
-    /// MiB for updates that are being received, 512 by default. One update is taken however large it is.
+    /// MiB for updates that are being received, 128 by default. One update is taken however large it is.
     pub upload_memory_mib: u64,
     /// Downloads at once, 32 by default.
     pub download_slots: usize,
@@ -91,7 +92,7 @@ impl Default for QuicConfig {
             handshake_timeout_secs: 10,
             hello_timeout_secs: 5,
             upload_slots: 16,
-            upload_memory_mib: 512,
+            upload_memory_mib: 128,
             download_slots: 32,
             progress_timeout_secs: 30,
             min_rate: 8 << 10,
@@ -196,6 +197,8 @@ impl ClientConfig {
     /// # Errors
     /// [`QuicError::Config`] with the first field that is out of its range.
     pub fn check(&self) -> Result<(), QuicError> {
+        let fit = self.labels.len() <= MAX_LABELS && self.labels.iter().all(|label| label.len() <= MAX_LABEL);
+        ensure(fit, "labels", format!("{:?}", self.labels), "at most 64 labels of at most 128 bytes")?;
         at_least_one("connect_timeout_secs", self.connect_timeout_secs)?;
         at_least_one("backoff_base_ms", self.backoff_base_ms)?;
         at_least_one("backoff_cap_secs", self.backoff_cap_secs)?;

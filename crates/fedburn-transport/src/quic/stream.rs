@@ -22,6 +22,9 @@ pub(crate) enum StreamError {
     /// The stream ended early, was reset, or its connection is gone.
     #[error("{0}")]
     Lost(String),
+    /// The other side does not want the rest.
+    #[error("not wanted any more")]
+    Unwanted,
     /// Nothing came, or nothing could be sent, for too long.
     #[error("no progress")]
     Slow,
@@ -35,7 +38,10 @@ impl From<ReadError> for StreamError {
 
 impl From<WriteError> for StreamError {
     fn from(error: WriteError) -> Self {
-        Self::Lost(error.to_string())
+        match error {
+            WriteError::Stopped(_) => Self::Unwanted,
+            other => Self::Lost(other.to_string()),
+        }
     }
 }
 

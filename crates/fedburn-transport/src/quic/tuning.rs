@@ -25,6 +25,10 @@ pub(crate) const TRANSFER_RECEIVE_WINDOW: u32 = 16 << 20;
 const STREAM_RECEIVE_WINDOW: u32 = 4 << 20;
 /// What may be sent and not acknowledged.
 const SEND_WINDOW: u64 = 16 << 20;
+/// What may be in flight before anything is known of the path: ten packets of the largest size. The library's own
+/// 12,000 bytes are two such packets; with one in flight to find the packet size, a connection that was closed early
+/// waited for room that never came, and its end was not told.
+const INITIAL_WINDOW: u64 = 64 << 10;
 /// A thousand handshakes at once need it.
 const SOCKET_BUFFER: usize = 8 << 20;
 /// Below this, packets are lost when many nodes come at once.
@@ -69,8 +73,16 @@ fn common(congestion: Congestion, mtu_upper_bound: u16, idle_timeout_secs: u64) 
         .max_idle_timeout(idle)
         .datagram_receive_buffer_size(None);
     match congestion {
-        Congestion::Cubic => transport.congestion_controller_factory(Arc::new(CubicConfig::default())),
-        Congestion::Bbr => transport.congestion_controller_factory(Arc::new(BbrConfig::default())),
+        Congestion::Cubic => {
+            let mut cubic = CubicConfig::default();
+            cubic.initial_window(INITIAL_WINDOW);
+            transport.congestion_controller_factory(Arc::new(cubic))
+        }
+        Congestion::Bbr => {
+            let mut bbr = BbrConfig::default();
+            bbr.initial_window(INITIAL_WINDOW);
+            transport.congestion_controller_factory(Arc::new(bbr))
+        }
     };
     transport
 }

@@ -9,13 +9,13 @@ use tokio::task::JoinSet;
 
 use super::super::QuicError;
 use super::super::blob::Blob;
-use super::super::stream::{ask, send_chunk};
+use super::super::stream::{REQUEST, ask, send_chunk};
 use super::connect::{on, unexpected};
 use super::failure::Failure;
 use super::state::{Live, Shared};
 use crate::wire::limits::{MAX_CHUNK_LEN, MAX_INLINE};
 use crate::wire::{
-    Bitmap, CommitState, Decline, Extensions, Measured, Message, NamedMean, NamedValue, Payload, Report, TaskId,
+    Bitmap, CommitState, Decline, Extensions, Frame, Measured, Message, NamedMean, NamedValue, Payload, Report, TaskId,
     UploadBegin, UploadCommit, metrics_to_wire,
 };
 
@@ -48,6 +48,21 @@ pub(super) struct Update {
 }
 
 impl Prepared {
+    /// The answer, or a failure where a message cannot hold what it says: that is the client's own fault, and no reason
+    /// to give up the connection.
+    pub(super) fn sendable(mut self) -> Self {
+        let encoded = match &self.content {
+            Content::Update(update) => Frame::encode(REQUEST, &commit(self.task, update, Payload::Chunks)),
+            Content::Measured(metrics) => Frame::encode(REQUEST, &measured(self.task, metrics)),
+            Content::Declined(_) => return self,
+        };
+        if let Err(e) = encoded {
+            let reason = format!("the answer cannot be sent: {e}");
+            self.content = Content::Declined(ClientFailure::Failed { reason });
+        }
+        self
+    }
+
     /// Bytes of memory, roughly.
     pub(super) fn len(&self) -> u64 {
         let payload = match &self.content {
@@ -80,15 +95,11 @@ async fn attempt(shared: &Shared, live: &Live, answer: &Prepared) -> Result<Comm
         Content::Declined(failure) => {
             shared.dialer.expect(&live.connection, &Decline { task, failure: failure.clone().into(), ext }).await?
         }
-        Content::Measured(metrics) => {
-            let metrics = metrics_to_wire(metrics);
-            shared.dialer.expect(&live.connection, &Measured { task, metrics, ext }).await?
-        }
-        Content::Update(update) if update.blob.bytes.len() <= inline_len(live) => {
-            let payload = Payload::Inline { vectors: update.names.clone(), data: update.blob.bytes.clone() };
-            shared.dialer.expect(&live.connection, &commit(task, update, payload)).await?
-        }
-        Content::Update(update) => upload(shared, live, task, update).await?,
+        Content::Measured(metrics) => shared.dialer.expect(&live.connection, &measured(task, metrics)).await?,
+        Content::Update(update) => match inline(live, task, update) {
+            Some(whole) => shared.dialer.expect(&live.connection, &whole).await?,
+            None => upload(shared, live, task, update).await?,
+        },
     };
     match acknowledgement {
         Message::CommitAck(ack) => Ok(ack.state),
@@ -161,8 +172,18 @@ fn commit(task: TaskId, update: &Update, payload: Payload) -> UploadCommit {
     }
 }
 
-fn inline_len(live: &Live) -> usize {
-    MAX_INLINE.min(live.limits.inline_len as usize)
+fn measured(task: TaskId, metrics: &Metrics) -> Measured {
+    Measured { task, metrics: metrics_to_wire(metrics), ext: Extensions::default() }
+}
+
+/// The whole update as one message, where it is small enough.
+fn inline(live: &Live, task: TaskId, update: &Update) -> Option<UploadCommit> {
+    let data = &update.blob.bytes;
+    if data.len() > MAX_INLINE.min(live.limits.inline_len as usize) {
+        return None;
+    }
+    let whole = commit(task, update, Payload::Inline { vectors: update.names.clone(), data: data.clone() });
+    Frame::encode(REQUEST, &whole).is_ok().then_some(whole)
 }
 
 /// Answers a repeated question with the answer that was given before.

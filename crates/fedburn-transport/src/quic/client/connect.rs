@@ -1,7 +1,8 @@
 //! From an address to a connection that both sides agree on.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use quinn::{Connection, Endpoint, TokioRuntime};
@@ -26,27 +27,19 @@ pub(in super::super) struct Dialer {
     identity: NodeIdentity,
     config: ClientConfig,
     provider: Arc<CryptoProvider>,
-    v4: Endpoint,
-    /// Missing where the machine has no IPv6.
-    v6: Option<Endpoint>,
+    /// The sockets, one for each version of IP, opened when they are needed.
+    endpoints: Mutex<BTreeMap<IpVersion, Endpoint>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum IpVersion {
+    V4,
+    V6,
 }
 
 impl Dialer {
-    /// Opens the sockets; must be called inside the event loop.
-    pub(in super::super) fn new(
-        join: JoinString,
-        identity: NodeIdentity,
-        config: ClientConfig,
-    ) -> Result<Self, QuicError> {
-        let open = |address: SocketAddr| {
-            let socket = tuning::socket(address)?;
-            let endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
-            Endpoint::new(endpoint_config, None, socket, Arc::new(TokioRuntime))
-                .map_err(|source| QuicError::Socket { address, source })
-        };
-        let v4 = open(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)))?;
-        let v6 = open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).ok();
-        Ok(Self { join, identity, config, provider: tls::provider(), v4, v6 })
+    pub(in super::super) fn new(join: JoinString, identity: NodeIdentity, config: ClientConfig) -> Self {
+        Self { join, identity, config, provider: tls::provider(), endpoints: Mutex::default() }
     }
 
     pub(super) fn config(&self) -> &ClientConfig {
@@ -67,7 +60,7 @@ impl Dialer {
         let hello = Hello {
             minor: MINOR,
             features: 0,
-            labels: self.config.labels.clone(),
+            labels: self.config.labels.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
             software: format!("fedburn {}", env!("CARGO_PKG_VERSION")),
             ext: Extensions::default(),
         };
@@ -81,9 +74,7 @@ impl Dialer {
         if now.abs_diff(clock) > CLOCK_TOLERANCE {
             tracing::warn!(ours = ?now, theirs = ?clock, "the clocks of node and server differ: certificates may not hold");
         }
-        if self.identity.wants_renewal() {
-            self.renew(&connection).await;
-        }
+        self.renew_if_due(&connection).await;
         Ok((connection, welcome))
     }
 
@@ -172,8 +163,13 @@ impl Dialer {
         let addresses = tokio::net::lookup_host((self.join.host(), self.join.port())).await;
         let mut last = passing("the name has no address".to_owned());
         for address in addresses.map_err(|e| passing(e.to_string()))? {
-            let endpoint = if address.is_ipv4() { Some(&self.v4) } else { self.v6.as_ref() };
-            let Some(endpoint) = endpoint else { continue };
+            let endpoint = match self.endpoint(&address) {
+                Ok(endpoint) => endpoint,
+                Err(e) => {
+                    last = passing(e.to_string());
+                    continue;
+                }
+            };
             let connecting = endpoint.connect_with(config.clone(), address, SERVER_NAME);
             let connecting = connecting.map_err(|e| passing(e.to_string()))?;
             match timeout(Duration::from_secs(self.config.connect_timeout_secs), connecting).await {
@@ -185,15 +181,41 @@ impl Dialer {
         Err(last)
     }
 
+    /// The socket from which the address is reached; must be called inside the event loop.
+    fn endpoint(&self, to: &SocketAddr) -> Result<Endpoint, QuicError> {
+        let (version, any) = match to {
+            SocketAddr::V4(_) => (IpVersion::V4, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            SocketAddr::V6(_) => (IpVersion::V6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        let mut endpoints = self.endpoints();
+        if let Some(endpoint) = endpoints.get(&version) {
+            return Ok(endpoint.clone());
+        }
+        let address = SocketAddr::from((any, 0));
+        let (socket, config) = (tuning::socket(address)?, tuning::endpoint_config(self.config.mtu_upper_bound)?);
+        let endpoint = Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
+            .map_err(|source| QuicError::Socket { address, source })?;
+        endpoints.insert(version, endpoint.clone());
+        Ok(endpoint)
+    }
+
+    fn endpoints(&self) -> MutexGuard<'_, BTreeMap<IpVersion, Endpoint>> {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for the last packets of closed connections, for a moment.
     pub(in super::super) async fn hang_up(&self) {
-        let idle = async {
-            self.v4.wait_idle().await;
-            if let Some(v6) = &self.v6 {
-                v6.wait_idle().await;
-            }
-        };
-        let _ = timeout(LAST_PACKETS, idle).await;
+        let endpoints: Vec<Endpoint> = self.endpoints().values().cloned().collect();
+        for endpoint in endpoints {
+            let _ = timeout(LAST_PACKETS, endpoint.wait_idle()).await;
+        }
+    }
+
+    /// Asks for another certificate where it is time.
+    pub(super) async fn renew_if_due(&self, connection: &Connection) {
+        if self.identity.wants_renewal() {
+            self.renew(connection).await;
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::wire::{BlobRef, CloseCode, Extensions, GetChunks, GetManifest, Messag
 
 /// The downloads under way on any connection, by what their chunks carry.
 #[derive(Default)]
-pub(super) struct Downloads {
+pub(in super::super) struct Downloads {
     under_way: Mutex<BTreeMap<TransferId, Arc<Download>>>,
     next: AtomicU64,
 }
@@ -55,7 +55,7 @@ impl Downloads {
 
     /// Fetches what is missing of a blob over one connection. What came before is in `partial`, and what came now stays
     /// there if the connection breaks.
-    pub(super) async fn fetch(
+    pub(in super::super) async fn fetch(
         &self,
         dialer: &Dialer,
         connection: &Connection,
@@ -119,7 +119,7 @@ impl Downloads {
     }
 
     /// Receives the chunks that the server sends on a connection.
-    pub(super) async fn receive(self: Arc<Self>, connection: Connection) {
+    pub(in super::super) async fn receive(self: Arc<Self>, connection: Connection) {
         while let Ok(stream) = connection.accept_uni().await {
             tokio::spawn(chunk(self.clone(), connection.clone(), stream));
         }

@@ -21,6 +21,7 @@ impl From<StreamError> for Failure {
     fn from(error: StreamError) -> Self {
         match error {
             StreamError::Lost(reason) => Self::Passing(reason),
+            StreamError::Unwanted => Self::Superseded,
             StreamError::Slow => Self::Passing("no progress".to_owned()),
             StreamError::Frame(e) => Self::Lasting(QuicError::Protocol { reason: e.to_string() }),
             StreamError::Chunk(e) => Self::Lasting(QuicError::Protocol { reason: e.to_string() }),

@@ -92,7 +92,16 @@ async fn listen(shared: &Arc<Shared>, live: &Live) -> Result<String, Failure> {
     send(&mut sending, REQUEST, &Watch { ext: Extensions::default() }.into()).await.map_err(lost)?;
     let _ = sending.finish();
     let mut reader = FrameReader::new(receiving);
-    while let Some(frame) = reader.next().await.map_err(lost)? {
+    let mut hourly = tokio::time::interval(CERTIFICATE_LOOK);
+    loop {
+        let frame = tokio::select! {
+            frame = reader.next() => frame.map_err(lost)?,
+            _ = hourly.tick() => {
+                shared.dialer.renew_if_due(&live.connection).await;
+                continue;
+            }
+        };
+        let Some(frame) = frame else { break };
         match frame.message().map_err(|e| lost(e.into()))? {
             Message::TaskOffer(offer) => {
                 if let Some(kept) = shared.offered(offer) {
@@ -108,3 +117,6 @@ async fn listen(shared: &Arc<Shared>, live: &Live) -> Result<String, Failure> {
     close(&live.connection, CloseCode::Protocol, "the watch stream ended");
     Err(Failure::Passing("the watch stream ended".to_owned()))
 }
+
+/// How often a node that stays connected looks whether its certificate gets old.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(3600);

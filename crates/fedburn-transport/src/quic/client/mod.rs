@@ -32,7 +32,7 @@ use crate::wire::{
 use answer::{Content, Prepared, Update};
 use backoff::Backoff;
 pub(super) use connect::Dialer;
-use download::Downloads;
+pub(super) use download::Downloads;
 use failure::Failure;
 use models::Models;
 use state::{End, Parts, Shared, Status};
@@ -46,11 +46,8 @@ pub fn join(join: &JoinString, identity: NodeIdentity, config: ClientConfig) -> 
     config.check()?;
     let thread = EndpointThread::start("quic-node")?;
     let (join, handle) = (join.clone(), thread.handle().clone());
-    let (dialer, plan_ref, plan) = handle.block_on(async {
-        let dialer = Dialer::new(join, identity, config)?;
-        let (plan_ref, plan) = fetch_plan(&dialer).await?;
-        Ok::<_, QuicError>((dialer, plan_ref, plan))
-    })?;
+    let dialer = Dialer::new(join, identity, config);
+    let (plan_ref, plan) = handle.block_on(fetch_plan(&dialer))?;
     Ok(Joined { thread, dialer, plan_ref, plan })
 }
 
@@ -214,7 +211,7 @@ impl<B: Backend> ClientTransport<B> for QuicClient<B> {
             Ok(Reply::Evaluated(metrics)) => Content::Measured(metrics),
             Err(failure) => Content::Declined(failure),
         };
-        let answer = Arc::new(Prepared { task: offer.task, round, content });
+        let answer = Arc::new(Prepared { task: offer.task, round, content }.sendable());
         let delivered = self.thread.handle().block_on(answer::deliver(&self.shared, &answer));
         self.shared.done(offer.task, Some(answer));
         self.models.forget_unneeded(&self.shared);

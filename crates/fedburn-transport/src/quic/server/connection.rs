@@ -82,12 +82,17 @@ async fn serve_stranger(connection: &Connection, shared: &Arc<Shared>) {
         }
         Err(_) => refuse(Refusal::Internal, "the server is ending".to_owned()),
     };
-    if send(&mut sending, super::super::stream::REQUEST, &answer).await.is_ok() {
-        let _ = sending.finish();
-        // Who gets the last message closes.
-        let _ = timeout(patience, connection.closed()).await;
-    }
+    let _ = timeout(patience, last_words(connection, &mut sending, &answer)).await;
     close(connection, CloseCode::Ok, "enrolled");
+}
+
+/// Sends the last message of a connection. Who gets it closes; since the packet that says so may be lost, it is waited
+/// for only a moment once the message is known to have come.
+pub(super) async fn last_words(connection: &Connection, sending: &mut SendStream, message: &Message) {
+    if send(sending, super::super::stream::REQUEST, message).await.is_ok() && sending.finish().is_ok() {
+        let _ = sending.stopped().await;
+        let _ = timeout(LAST_PACKET, connection.closed()).await;
+    }
 }
 
 /// Keying material of the connection, the same at its other end and nowhere else.
@@ -191,5 +196,7 @@ async fn request(link: Arc<Link>, shared: Arc<Shared>, mut sending: SendStream, 
     }
 }
 
+/// Time for the packet that closes a connection.
+const LAST_PACKET: Duration = Duration::from_millis(500);
 /// Time for a request once its stream was opened.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

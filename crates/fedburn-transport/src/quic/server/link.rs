@@ -110,10 +110,11 @@ impl Link {
         }
     }
 
-    /// Lets the node make the requests that a task needs.
-    pub(super) fn allow_for_task(&self) {
-        let mut allowance = lock(&self.allowance);
-        allowance.requests += REQUESTS_PER_TASK;
+    /// Lets the node make the requests that so many tasks need.
+    pub(super) fn allow_for_tasks(&self, tasks: usize) {
+        let (mut allowance, more) = (lock(&self.allowance), REQUESTS_PER_TASK * tasks as f64);
+        // What one batch of tasks did not use is not saved up for the next.
+        allowance.requests = (allowance.requests + more).min(allowance.most + more);
     }
 
     /// How long a request has to wait for its turn.

@@ -8,6 +8,7 @@ use quinn::SendStream;
 use tokio::time::timeout;
 
 use super::super::stream::{REQUEST, send};
+use super::connection::last_words;
 use super::link::Link;
 use super::state::Shared;
 use crate::wire::{CloseCode, Message};
@@ -23,20 +24,20 @@ pub(super) async fn serve(link: &Arc<Link>, shared: &Arc<Shared>, sending: &mut 
             // What was offered in a round that ended is never offered again under the same number.
             offered.retain(|task| shared.is_open(link.node, *task));
         }
-        offers.iter().for_each(|_| link.allow_for_task());
-        let messages = pushes.into_iter().chain(offers.into_iter().map(Message::TaskOffer));
-        for message in messages.chain(shared.goodbye().map(Message::Bye)) {
-            let last = matches!(message, Message::Bye(_));
+        if !offers.is_empty() {
+            link.allow_for_tasks(offers.len());
+        }
+        for message in pushes.into_iter().chain(offers.into_iter().map(Message::TaskOffer)) {
             match timeout(shared.config.progress_timeout(), send(sending, REQUEST, &message)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return,
                 Err(_) => return link.close(CloseCode::Slow, "does not read what the server says"),
             }
-            if last {
-                let _ = sending.finish();
-                let _ = timeout(Duration::from_secs(shared.config.drain_secs), link.connection.closed()).await;
-                return;
-            }
+        }
+        if let Some(bye) = shared.goodbye() {
+            let patience = Duration::from_secs(shared.config.drain_secs);
+            let _ = timeout(patience, last_words(&link.connection, sending, &bye.into())).await;
+            return link.close(CloseCode::Ok, "goodbye");
         }
         tokio::select! {
             () = link.wake.notified() => {}

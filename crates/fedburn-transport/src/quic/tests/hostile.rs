@@ -241,3 +241,31 @@ fn a_flood_of_requests_is_slowed_and_the_round_goes_on() {
     });
     assert_eq!(outcome, Err(ClientFailure::Refused { reason: "enough".to_owned() }));
 }
+
+#[test]
+fn who_holds_a_slot_and_sends_nothing_is_cut_off_and_others_have_their_turn() {
+    let mut site = Site::new(chunked());
+    (site.config.upload_slots, site.config.progress_timeout_secs, site.config.reconnect_grace_secs) = (1, 1, 0);
+    let mut server = site.server();
+    let mut idle = Raw::announced(&site, &server, "idle", &[2]);
+    let mut waiting = Raw::announced(&site, &server, "waiting", &[1]);
+    let requests = training(&site.schema, 1, &[1, 2]);
+    let answers = std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests));
+        let task = idle.offer().task;
+        assert!(matches!(idle.ask(&begin(task, 100_000)), Ok(Message::UploadGrant(_))));
+        let task = waiting.offer().task;
+        // Answered when the slot is free, which it is when the idle node is cut off.
+        assert!(matches!(waiting.ask(&begin(task, 100_000)), Ok(Message::UploadGrant(_))));
+        assert_eq!(idle.closed().0, CloseCode::Slow);
+        let payload = vec![0; 400_000];
+        let layout = Layout::new(Codec::F32, 400_000, MAX_CHUNK_LEN).unwrap();
+        let header = ChunkHeader::of(task.into(), &layout, 0, &payload).unwrap();
+        waiting.send_chunk(&header, &payload);
+        let root = Manifest::of(Codec::F32, &payload, MAX_CHUNK_LEN).unwrap().blob().root;
+        assert_eq!(state(waiting.ask(&commit(task, root, Payload::Chunks)).unwrap()), CommitState::Committed);
+        answers.join().unwrap()
+    });
+    assert_eq!(answers[&ClientId(1)], Ok(vec![0; 100_000]));
+    assert_eq!(answers[&ClientId(2)], Err(ClientFailure::Disconnected));
+}

@@ -29,7 +29,7 @@ impl Raw {
         let thread = EndpointThread::start("raw").unwrap();
         let (join, identity) = (server.join_string(), site.node(name));
         let (dialer, connection) = thread.handle().block_on(async {
-            let dialer = Dialer::new(join, identity, client_config()).unwrap();
+            let dialer = Dialer::new(join, identity, client_config());
             let (connection, _) = dialer.connect().await.unwrap();
             (dialer, connection)
         });
@@ -52,6 +52,10 @@ impl Raw {
         let clients = ids.iter().map(|&k| ClientEntry::from(echo(k))).collect();
         let (schema, plan) = (site.schema.fingerprint(), Hash(site.plan().hash));
         Announce { clients, schema, plan, part: 0, parts: 1, ext: Extensions::default() }
+    }
+
+    pub(super) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     pub(super) fn handle(&self) -> &Handle {

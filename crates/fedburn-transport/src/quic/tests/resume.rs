@@ -2,11 +2,12 @@
 
 use fedburn_testkit::schema;
 
-use super::super::blob::Blob;
+use super::super::blob::{Assembly, Blob};
+use super::super::client::Downloads;
 use super::raw::Raw;
 use super::*;
 use crate::wire::limits::MAX_CHUNK_LEN;
-use crate::wire::{Extensions, Message, UploadBegin};
+use crate::wire::{Decline, Extensions, Failure, Message, TransferId, UploadBegin};
 
 /// Values of six chunks.
 const SIX_CHUNKS: usize = 6 << 20;
@@ -55,4 +56,59 @@ fn an_upload_that_was_cut_sends_only_what_is_missing() {
         assert!((3 * chunk..3 * chunk + chunk / 2).contains(&sent), "{sent} bytes for three chunks");
         assert_eq!(answers.join().unwrap(), wanted);
     });
+}
+
+#[test]
+fn a_download_that_was_cut_fetches_only_what_is_missing() {
+    let site = Site::new(schema(&[SIX_CHUNKS]));
+    let mut server = site.server();
+    let requests = training(&site.schema, 1, &[1]);
+    let values: Vec<f32> = (0..SIX_CHUNKS).map(|i| i as f32).collect();
+    let whole = Blob::of_vector(values.clone(), MAX_CHUNK_LEN).unwrap();
+    let mut node = Raw::announced(&site, &server, "a", &[1]);
+    std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests));
+        let offer = node.offer();
+        assert_eq!(offer.model, whole.name());
+        // Three chunks came before the connection broke.
+        let assembly = Arc::new(Assembly::of_manifest(whole.manifest.clone()).unwrap());
+        for index in [1, 2, 4] {
+            let (header, payload) = whole.chunk(TransferId::default(), index).unwrap();
+            assembly.accept(&header, &payload).unwrap();
+        }
+        let (before, mut partial) = (node.connection.stats().udp_rx.bytes, Some(assembly));
+        let downloads = Arc::new(Downloads::default());
+        let fetched = node.handle().block_on(async {
+            tokio::spawn(downloads.clone().receive(node.connection.clone()));
+            downloads.fetch(node.dialer(), &node.connection, &offer.model, &mut partial).await.unwrap()
+        });
+        assert_eq!(fetched.take_vectors(), [values]);
+        let (came, chunk) = (node.connection.stats().udp_rx.bytes - before, u64::from(MAX_CHUNK_LEN));
+        assert!((3 * chunk..3 * chunk + chunk / 2).contains(&came), "{came} bytes for three chunks");
+        let (failure, ext) = (Failure::NoData, Extensions::default());
+        node.ask(&Decline { task: offer.task, failure, ext }).unwrap();
+        assert_eq!(answers.join().unwrap()[&ClientId(1)], Err(ClientFailure::NoData));
+    });
+}
+
+#[test]
+fn a_server_that_was_killed_gets_the_answer_again_without_new_training() {
+    let mut site = Site::new(schema(&[4]));
+    let mut server = site.server();
+    site.config.listen = server.address();
+    let joined = join(&server.join_string(), site.node("a"), client_config()).unwrap();
+    let client = joined.start::<Flex>(&[echo(1)], site.schema.clone(), FlexDevice).unwrap();
+    let requests = training(&site.schema, 1, &[1]);
+    let first = std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests.clone()));
+        let (id, round, reply) = answer(client.next().unwrap().unwrap(), &EchoPopulation::new(64), &Mutex::default());
+        client.reply(id, round, reply).unwrap();
+        answers.join().unwrap()
+    });
+    // It acknowledged the update and stopped before the round's end.
+    drop(server);
+    let mut server = site.server();
+    server.wait_for(1, LONG, &mut |_| {}).unwrap();
+    // Nobody asks the node for work: there is none.
+    assert_eq!(exchange(&mut server, requests), first);
 }

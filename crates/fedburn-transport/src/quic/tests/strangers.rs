@@ -56,10 +56,10 @@ impl Stranger {
     }
 
     /// The code with which the server closed.
-    fn code(&self) -> Option<CloseCode> {
+    fn code(&self) -> CloseCode {
         match self.end() {
-            quinn::ConnectionError::ApplicationClosed(c) => CloseCode::from_number(c.error_code.into_inner()),
-            _ => None,
+            quinn::ConnectionError::ApplicationClosed(c) => CloseCode::from_number(c.error_code.into_inner()).unwrap(),
+            other => panic!("not closed by the server: {other:?}"),
         }
     }
 }
@@ -94,7 +94,7 @@ fn without_a_certificate_nothing_is_answered_but_an_enrolment() {
     learns_nothing(&server, &plan, || None);
     let stranger = Stranger::connect(&server, None);
     assert_eq!(stranger.ask(&Hello::default()), None);
-    assert_eq!(stranger.code(), Some(CloseCode::Unauthenticated));
+    assert_eq!(stranger.code(), CloseCode::Unauthenticated);
 
     let stranger = Stranger::connect(&server, None);
     let enroll = Enroll { csr: vec![1; 108].into(), mac: Hash([2; 32]), ext: Extensions::default() };
@@ -235,4 +235,30 @@ fn an_operators_certificates_are_trusted_and_nobody_enrols() {
     assert!(join(&server.join_string(), site.node("a"), client_config()).is_ok());
     server.nodes().revoke(node_key.node_id()).unwrap();
     assert!(join(&server.join_string(), site.node("a"), client_config()).is_err());
+}
+
+#[test]
+fn who_says_nothing_is_cut_off() {
+    let mut site = Site::new(schema(&[3]));
+    site.config.hello_timeout_secs = 1;
+    let server = site.server();
+    assert_eq!(Stranger::connect(&server, None).code(), CloseCode::HelloTimeout);
+    drop(join(&server.join_string(), site.node("a"), client_config()).unwrap());
+    let authority = Authority::open(&site.node_dir("server")).unwrap();
+    let key = PrivateKey::open(&site.node_dir("a").join("node.key")).unwrap();
+    let silent = Stranger::connect(&server, Some(credentials(&authority, &key, SystemTime::now(), DAY)));
+    assert_eq!(silent.code(), CloseCode::HelloTimeout);
+}
+
+#[test]
+fn an_old_certificate_is_renewed_on_the_way() {
+    let (site, server, _) = site();
+    drop(join(&server.join_string(), site.node("a"), client_config()).unwrap());
+    let authority = Authority::open(&site.node_dir("server")).unwrap();
+    let key = PrivateKey::open(&site.node_dir("a").join("node.key")).unwrap();
+    let (chain, _) = credentials(&authority, &key, SystemTime::now() - 70 * DAY, 90 * DAY);
+    site.node("a").keep(chain).unwrap();
+    assert!(site.node("a").wants_renewal());
+    drop(join(&server.join_string(), site.node("a"), client_config()).unwrap());
+    assert!(!site.node("a").wants_renewal());
 }
