@@ -15,6 +15,7 @@ mod error;
 mod identity;
 mod plan;
 mod receive;
+mod restart;
 mod runtime;
 mod server;
 mod stream;
@@ -27,7 +28,7 @@ pub use client::{Joined, QuicClient, join};
 pub use config::{ClientConfig, Congestion, QuicConfig};
 pub use error::QuicError;
 pub use identity::{
-    IdentityError, JoinString, NodeId, NodeIdentity, NodeRecord, NodeRegistry, ServerIdentity, Standing,
+    IdentityError, JoinString, NodeId, NodeIdentity, NodeRecord, NodeRegistry, ServerIdentity, ServerRecord, Standing,
 };
 pub use plan::Plan;
 pub use server::QuicServer;

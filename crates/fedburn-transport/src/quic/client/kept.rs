@@ -42,6 +42,12 @@ impl Kept {
         self.remove(|kept| kept.round <= round);
     }
 
+    /// A client is asked to train in this round: a server that went back will ask for later rounds anew, and the client
+    /// needs the states that training in them leaves.
+    pub(super) fn goes_back(&mut self, to: RoundIndex) {
+        self.remove(|kept| kept.round > to);
+    }
+
     fn remove(&mut self, mut over: impl FnMut(&Prepared) -> bool) {
         self.answers.retain(|kept| !over(kept));
         self.bytes = self.answers.iter().map(|kept| kept.len()).sum();
@@ -75,7 +81,12 @@ mod tests {
         assert!(kept.find(TaskId([1; 16])).is_none(), "the oldest makes room");
         kept.round_closed(RoundIndex(1));
         assert!(kept.find(TaskId([3; 16])).is_some());
+        kept.goes_back(RoundIndex(2));
+        assert!(kept.find(TaskId([3; 16])).is_some());
         kept.round_closed(RoundIndex(2));
         assert!(kept.find(TaskId([3; 16])).is_none());
+        kept.add(answer(1, 5));
+        kept.goes_back(RoundIndex(4));
+        assert!(kept.find(TaskId([1; 16])).is_none(), "round 5 will be trained in again");
     }
 }

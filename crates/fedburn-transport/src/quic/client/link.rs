@@ -36,7 +36,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 shared.finish(End::Goodbye);
             }
             Err(Failure::Lasting(error)) => {
-                tracing::error!(%error, "node.refused");
+                tracing::info!(%error, "node.refused");
                 shared.finish(End::Failed(Arc::new(error)));
             }
             Err(Failure::Superseded) => {}

@@ -95,7 +95,12 @@ impl Joined {
             shared.end()
         });
         match up {
-            Some(End::Failed(error)) => Err(QuicError::Refused { reason: error.to_string() }),
+            Some(End::Failed(error)) => Err(QuicError::Refused {
+                reason: match &*error {
+                    QuicError::Refused { reason } => reason.clone(),
+                    other => other.to_string(),
+                },
+            }),
             _ => Ok(QuicClient { models: Models::new(schema, device), shared, thread: self.thread }),
         }
     }

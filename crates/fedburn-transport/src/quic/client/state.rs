@@ -154,6 +154,9 @@ impl Shared {
         if let Some(kept) = work.kept.find(offer.task) {
             return Some(kept);
         }
+        if trains(&offer) {
+            work.kept.goes_back(offer.round);
+        }
         work.inbox.push_back(offer);
         drop(work);
         self.wake.notify_one();
@@ -189,8 +192,8 @@ impl Shared {
     pub(super) fn given(&self, client: ClientId, round: RoundIndex, trained: Option<bool>) -> Option<TaskOffer> {
         let work = self.lock();
         let fits = |offer: &&TaskOffer| {
-            let trains = matches!(offer.kind, TaskKind::Train { .. });
-            offer.client == client && offer.round == round && trained.is_none_or(|trained| trained == trains)
+            let fits = |trained| trained == trains(offer);
+            offer.client == client && offer.round == round && trained.is_none_or(fits)
         };
         work.open.iter().find(fits).cloned()
     }
@@ -199,7 +202,8 @@ impl Shared {
     pub(super) fn done(&self, task: TaskId, answer: Option<Arc<Prepared>>) {
         let mut work = self.lock();
         work.open.retain(|offer| offer.task != task);
-        if let Some(answer) = answer {
+        let goes_back = |round| work.open.iter().chain(&work.inbox).any(|o| trains(o) && o.round < round);
+        if let Some(answer) = answer.filter(|answer| !goes_back(answer.round)) {
             work.kept.add(answer);
         }
     }
@@ -214,6 +218,10 @@ impl Shared {
         // Nothing panics while it holds the lock.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn trains(offer: &TaskOffer) -> bool {
+    matches!(offer.kind, TaskKind::Train { .. })
 }
 
 /// The blobs that a task needs.

@@ -11,6 +11,7 @@ pub(crate) mod files;
 mod join;
 mod keys;
 mod node;
+mod operator;
 mod registry;
 mod server;
 
@@ -18,6 +19,7 @@ pub use error::IdentityError;
 pub use join::JoinString;
 pub use keys::NodeId;
 pub use node::NodeIdentity;
+pub use operator::ServerRecord;
 pub use registry::{NodeRecord, NodeRegistry, Standing};
 pub use server::ServerIdentity;
 

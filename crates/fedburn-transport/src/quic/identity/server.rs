@@ -15,6 +15,7 @@ use super::authority::{Authority, Role, read_certificates, wants_renewal, write_
 use super::enrol::{self, ChannelBinding};
 use super::keys::{PrivateKey, from_base32, to_base32};
 use super::node::spki_hash;
+use super::operator::{CERTIFICATE, SECRET};
 use super::{IdentityError, NodeId, NodeRegistry, Standing, files};
 
 /// What a server is and whom it admits.
@@ -57,8 +58,8 @@ impl ServerIdentity {
         make_private_directory(dir)?;
         let authority = Authority::open(dir)?;
         let key = PrivateKey::open(&dir.join("server.key"))?;
-        let leaf_path = dir.join("server.pem");
-        let enrolment = Enrolment { secret: open_secret(&dir.join("join.secret"))?, authority, key, leaf_path };
+        let leaf_path = dir.join(CERTIFICATE);
+        let enrolment = Enrolment { secret: open_secret(&dir.join(SECRET))?, authority, key, leaf_path };
         Ok(Self {
             key: enrolment.key.to_der(),
             chain: Mutex::new(enrolment.chain()?),
@@ -97,6 +98,11 @@ impl ServerIdentity {
         let unreadable = || IdentityError::Make { what: "join string", reason: "authority unreadable".to_owned() };
         let pin = spki_hash(&self.root).ok_or_else(unreadable)?;
         Ok((pin, self.enrolment.as_ref().map(|e| e.secret)))
+    }
+
+    /// What nobody else has: other keys are derived from it.
+    pub(crate) fn secret_key(&self) -> &[u8] {
+        self.key.secret_der()
     }
 
     /// The authorities whose certificates nodes may show.
@@ -153,11 +159,13 @@ impl ServerIdentity {
 
     /// Whether a node with a good certificate may take part.
     pub(crate) fn admits(&self, node: NodeId) -> bool {
-        match self.nodes.standing(node) {
+        let admitted = || match self.nodes.standing(node) {
             Some(standing) => standing == Standing::Allowed,
             // Where an operator certifies nodes, the certificate is the permission.
             None => self.enrolment.is_none(),
-        }
+        };
+        // Whom an operator has just allowed is not turned away until the next look at the list.
+        admitted() || (self.nodes.refresh().is_ok() && admitted())
     }
 }
 

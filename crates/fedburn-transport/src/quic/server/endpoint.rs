@@ -10,6 +10,7 @@ use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::super::restart;
 use super::super::runtime::EndpointThread;
 use super::super::stream::close;
 use super::super::tls::{self, CurrentLeaf};
@@ -72,7 +73,8 @@ impl ServerEndpoint {
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
         let socket = tuning::socket(config.listen)?;
-        let endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
+        let mut endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
+        restart::resets(&mut endpoint_config, shared.identity.secret_key());
         let failed = |source| QuicError::Socket { address: config.listen, source };
         let guard = thread.handle().enter();
         let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
