@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::bench::Bench;
 use crate::cargo::Cargo;
 use crate::fault::Fault;
+use crate::federation::Federation;
 use crate::{ci, examples, launch, tidy, workspace};
 
 /// Automation of the fedburn workspace.
@@ -34,6 +35,8 @@ enum Command {
     /// List or fetch data sets: `data fetch fashion-mnist`.
     #[command(disable_help_flag = true)]
     Data(Words),
+    /// Run an experiment with a server and client processes on this machine: `federation quickstart --clients 5 -- --seed 0`.
+    Federation(Federation),
     /// Run the micro benchmarks, or hold fedburn against other frameworks: `bench peers`.
     Bench(Box<Bench>),
     /// Run a suite that breaks things on purpose: `fault fuzz`.
@@ -59,6 +62,7 @@ impl Cli {
             Command::Tidy => tidy::run(&workspace::root()),
             Command::Experiment(words) => launch::fedburn("experiment", words.words),
             Command::Data(words) => launch::fedburn("data", words.words),
+            Command::Federation(federation) => federation.run(),
             Command::Bench(bench) => bench.run(),
             Command::Fault(fault) => fault.run(),
             Command::Examples => examples::run(),

@@ -79,11 +79,17 @@ fn executable(message: &str, name: &str) -> Option<PathBuf> {
 }
 
 /// The cargo feature that the words ask for by `--backend`.
-fn backend_feature(words: &[OsString]) -> Option<&'static str> {
-    let after =
-        words.iter().zip(words.iter().skip(1)).find(|(word, _)| *word == "--backend").map(|(_, value)| &**value);
-    let joined = || words.iter().find_map(|word| word.to_str()?.strip_prefix("--backend=").map(OsStr::new));
-    let backend = after.or_else(joined)?;
+pub fn backend_feature(words: &[impl AsRef<OsStr>]) -> Option<&'static str> {
+    let mut words = words.iter().map(AsRef::as_ref);
+    let backend = loop {
+        let word = words.next()?;
+        if word == "--backend" {
+            break words.next()?;
+        }
+        if let Some(backend) = word.to_str().and_then(|word| word.strip_prefix("--backend=")) {
+            break OsStr::new(backend);
+        }
+    };
     BACKENDS_BY_FEATURE.into_iter().find(|feature| backend == OsStr::new(feature))
 }
 

@@ -10,6 +10,7 @@ mod ci;
 mod cli;
 mod examples;
 mod fault;
+mod federation;
 mod launch;
 mod step;
 mod tally;

@@ -1,8 +1,12 @@
 //! The command line of the `fedburn` program.
 
+mod federation;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+
+pub use self::federation::{CaCommand, JoinArgs, NodesCommand, ServeArgs, ServerState};
 
 use crate::aggregate::UpdateFile;
 use crate::backend::BackendName;
@@ -29,6 +33,16 @@ pub enum Command {
     Data(DataCommand),
     /// Apply a strategy to safetensors files of any tool, without training.
     Aggregate(AggregateArgs),
+    /// Run an experiment whose clients join over a network.
+    Serve(ServeArgs),
+    /// Be clients of a server: train on this machine what it asks for and the policy permits.
+    Join(JoinArgs),
+    /// See and decide which nodes may take part.
+    #[command(subcommand)]
+    Nodes(NodesCommand),
+    /// See and renew a server's certificates.
+    #[command(subcommand)]
+    Ca(CaCommand),
 }
 
 /// `fedburn experiment …`
@@ -268,18 +282,18 @@ pub struct AggregateArgs {
     pub json: bool,
 }
 
-/// Reads `3`, `0,1,2` or `0..3`.
+/// Reads `3`, `0,1,2` or `0..3` as the value of `option`.
 ///
 /// # Errors
 /// The reason, with what was expected.
-pub fn parse_seeds(text: &str) -> Result<Vec<u64>, String> {
-    let refuse = || format!("--seeds {text}: expected `3`, `0,1,2` or `0..3`");
+pub fn parse_numbers(option: &str, text: &str) -> Result<Vec<u64>, String> {
+    let refuse = || format!("{option} {text}: expected `3`, `0,1,2` or `0..3`");
     let number = |part: &str| part.trim().parse::<u64>().map_err(|_| refuse());
-    let seeds = match text.split_once("..") {
+    let numbers = match text.split_once("..") {
         Some((first, end)) => (number(first)?..number(end)?).collect(),
         None => text.split(',').map(number).collect::<Result<Vec<_>, _>>()?,
     };
-    if seeds.is_empty() { Err(refuse()) } else { Ok(seeds) }
+    if numbers.is_empty() { Err(refuse()) } else { Ok(numbers) }
 }
 
 #[cfg(test)]
@@ -294,12 +308,13 @@ mod tests {
     }
 
     #[test]
-    fn seeds_have_three_forms() {
-        assert_eq!(parse_seeds("3"), Ok(vec![3]));
-        assert_eq!(parse_seeds("0, 2"), Ok(vec![0, 2]));
-        assert_eq!(parse_seeds("1..4"), Ok(vec![1, 2, 3]));
+    fn numbers_have_three_forms() {
+        assert_eq!(parse_numbers("--seeds", "3"), Ok(vec![3]));
+        assert_eq!(parse_numbers("--seeds", "0, 2"), Ok(vec![0, 2]));
+        assert_eq!(parse_numbers("--seeds", "1..4"), Ok(vec![1, 2, 3]));
         for wrong in ["", "a", "3..3", "1..x", "-1"] {
-            assert!(parse_seeds(wrong).unwrap_err().contains("expected"), "{wrong}");
+            let reason = parse_numbers("--clients", wrong).unwrap_err();
+            assert!(reason.starts_with("--clients") && reason.contains("expected"), "{reason}");
         }
     }
 }

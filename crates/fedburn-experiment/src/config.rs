@@ -8,6 +8,7 @@ use fedburn::models::ZooConfig;
 use fedburn::runtime::{AttackConfig, AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
 use fedburn::strategies::StrategyConfig;
 use fedburn::train::{LocalTrainingConfig, SharpnessConfig};
+use fedburn::transport::quic::QuicConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -86,7 +87,7 @@ pub struct EvaluationConfig {
 }
 
 /// The `[transport]` table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TransportConfig {
     /// Worker threads in this process.
@@ -95,6 +96,32 @@ pub enum TransportConfig {
         #[serde(default)]
         workers: usize,
     },
+    /// Other processes that join over a network (`fedburn serve`). Does not change results either.
+    Quic(Box<FederationConfig>),
+}
+
+/// The `[transport]` table of `kind = "quic"`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FederationConfig {
+    /// Number of clients that must be there before the first round; all of the partition where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_for: Option<usize>,
+    /// Seconds that the server waits for them; for ever where absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_secs: Option<u64>,
+    /// The network's settings.
+    pub network: QuicConfig,
+}
+
+impl TransportConfig {
+    /// Number of threads for what this process computes itself, 0 for one a core.
+    pub fn workers(&self) -> usize {
+        match self {
+            Self::InProcess { workers } => *workers,
+            Self::Quic(_) => 0,
+        }
+    }
 }
 
 impl Default for TransportConfig {
@@ -243,6 +270,11 @@ impl ExperimentConfig {
                     format!("`{field}` is 0, expected at least 1; leave it out for no such baseline"),
                 );
             }
+        }
+        if let TransportConfig::Quic(federation) = &self.transport
+            && let Err(error) = federation.network.check()
+        {
+            return refuse("transport.network", error.to_string());
         }
         for expect in &self.expect {
             if let Err(reason) = self.check_claim(expect) {

@@ -40,7 +40,15 @@ pub enum ResultsError {
 /// # Errors
 /// [`ResultsError::Write`]; the old file is then untouched and nothing is left beside it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
-    replace(path, bytes).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
+    replace(path, bytes, 0o666).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
+}
+
+/// [`write_atomic`] for a file that only its owner may read.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
+    replace(path, bytes, 0o600).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
 }
 
 /// Writes a value as indented JSON with [`write_atomic`].
@@ -67,13 +75,15 @@ pub fn write_csv<R: Serialize>(path: &Path, rows: &[R]) -> Result<(), ResultsErr
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(dir)?;
     let mut builder = tempfile::Builder::new();
     // A temporary file is private by default; results are meant to be read by others, as far as the umask allows.
     #[cfg(unix)]
-    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666));
+    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(mode));
+    #[cfg(not(unix))]
+    let _ = mode;
     let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
@@ -140,5 +150,15 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  4\n]\n");
         assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1, "nothing is left beside it");
         assert!(matches!(write_json(dir.path(), &1), Err(ResultsError::Write { .. })), "a folder is in the way");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_is_its_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        write_private(&path, b"secret").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

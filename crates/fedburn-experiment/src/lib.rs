@@ -37,6 +37,7 @@ pub mod compare;
 pub mod compatibility;
 pub mod config;
 mod events;
+pub mod federation;
 pub mod fetch;
 mod files;
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use fedburn::runtime::{Console, ConsoleMode};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
 
 /// How much to show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +32,15 @@ impl Progress {
     pub fn note(self, text: &str) {
         if self == Self::Auto {
             eprintln!("{text}");
+        }
+    }
+
+    /// A line for people, nothing where it is empty, or the same as an event for programs.
+    pub fn tell(self, text: &str, event: &Value) {
+        match self {
+            Self::Auto if !text.is_empty() => eprintln!("{text}"),
+            Self::Json => println!("{event}"),
+            Self::Auto | Self::Quiet => {}
         }
     }
 

@@ -8,8 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::backend::Backend;
 use fedburn::core::{
-    ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, Purpose, RoundIndex, SchemaError,
-    StateError, StopReason, TransportError, flatten,
+    ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, ParamSchema, Purpose, RoundIndex,
+    SchemaError, ServerTransport, StateError, StopReason, TransportError, flatten,
 };
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
@@ -26,6 +26,7 @@ use crate::backend::{BackendError, BackendJob, BackendName};
 use crate::baselines::{Baseline, BaselineError};
 use crate::clients;
 use crate::config::{ConfigError, TransportConfig};
+use crate::federation::{Call, FederationError, Serving};
 use crate::progress::Progress;
 use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
 
@@ -47,6 +48,8 @@ pub struct RunOptions {
     pub interrupt: Arc<AtomicBool>,
     /// The command that repeats the run.
     pub command: String,
+    /// How clients on other machines are served; where `None`, worker threads of this process play them.
+    pub serving: Option<Serving>,
 }
 
 /// How the run of one seed ended.
@@ -155,6 +158,13 @@ pub enum RunError {
         #[from]
         source: EvaluateError,
     },
+    /// Clients could not be served over the network.
+    #[error("{source}")]
+    Federation {
+        /// Why.
+        #[from]
+        source: FederationError,
+    },
     /// The parts of the run do not fit.
     #[error("{reason}")]
     Assembly {
@@ -167,9 +177,15 @@ pub enum RunError {
 /// is free, or holds this very run, or may be replaced.
 ///
 /// # Errors
-/// [`RunError::Backend`], [`RunError::Config`], [`RunError::Occupied`].
+/// [`RunError::Backend`], [`RunError::Config`], [`RunError::Occupied`], [`RunError::Assembly`] where clients over a
+/// network are not served.
 pub fn check_start(run: &Run, options: &RunOptions) -> Result<(), RunError> {
     options.backend.run(StrategyCheck(run))??;
+    if let (TransportConfig::Quic(_), None) = (&run.experiment().config().transport, &options.serving) {
+        let reason = "[transport] the clients of kind `quic` are other processes; use `fedburn serve`, or pass \
+                      --workers 0 to play them in this one";
+        return Err(RunError::Assembly { reason: reason.to_owned() });
+    }
     let (dir, hash) = (seed_dir(run, options), run_hash(run, options));
     let other = || SeedResults::load(run.seed(), &dir).run.is_some_and(|info| info.config_hash != hash);
     if !options.fresh && other() { Err(RunError::Occupied { dir }) } else { Ok(()) }
@@ -254,13 +270,13 @@ impl Job<'_> {
         let family = experiment.zoo().clone();
         let initial = flatten(&ModelFamily::<B>::init(&family, run.seeds().purpose(Purpose::Initialisation), &device))?;
         let test = ClientData::all(experiment.dataset().test.clone());
-        let population = Arc::new(clients::population::<B>(run, &device));
         let checkpoints = CheckpointDir::open(self.path("checkpoint"))?;
         let found = checkpoints.latest::<B>(initial.schema(), &device)?;
         let resumed = found.as_ref().map_or(RoundIndex(0), |checkpoint| checkpoint.round);
-        let store = Arc::new(DiskStore::open(self.path("clients"), resumed)?);
-        let TransportConfig::InProcess { workers } = config.transport;
-        let transport = InProcess::new(population, Some(store), workers)?;
+        let workers = config.transport.workers();
+        let Some(transport) = self.transport(&device, initial.schema(), resumed)? else {
+            return Ok(SeedOutcome::Interrupted(resumed));
+        };
         let transport = DroppingOut::new(transport, run.availability(), run.seeds());
         let transport = Attacked::new(transport, run.attack().clone());
         let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
@@ -323,6 +339,32 @@ impl Job<'_> {
         figures.model_hash = Some(results::model_hash(&summary.deployed.to_host()));
         results::write_json(&self.path("summary.json"), &figures)?;
         Ok(SeedOutcome::Finished(Box::new(figures)))
+    }
+
+    /// What carries requests to clients, the only difference between a simulation and a federation; `None` where the
+    /// user's interrupt came before the clients did.
+    fn transport<B: Kernels>(
+        &self,
+        device: &B::Device,
+        schema: &Arc<ParamSchema>,
+        resumed: RoundIndex,
+    ) -> Result<Option<Box<dyn ServerTransport<B>>>, RunError> {
+        let RunOptions { backend, progress, interrupt, serving, .. } = self.options;
+        if let Some(serving) = serving {
+            let (run, dir, backend, progress) = (self.run, &*self.dir, *backend, *progress);
+            let server = serving.start(&Call { run, backend, dir, schema, device, resumed, progress, interrupt })?;
+            return Ok(server.map(|server| Box::new(server) as Box<dyn ServerTransport<B>>));
+        }
+        let states = self.path("clients");
+        if resumed > RoundIndex(0) && !states.exists() {
+            let reason = "this run was begun with clients on other machines, which keep their states; \
+                          go on with `fedburn serve`, or run it with another --out";
+            return Err(FederationError::OtherCarrier { place: self.dir.clone(), reason }.into());
+        }
+        let population = Arc::new(clients::population::<B>(self.run, device));
+        let store = Arc::new(DiskStore::open(states, resumed)?);
+        let workers = self.run.experiment().config().transport.workers();
+        Ok(Some(Box::new(InProcess::new(population, Some(store), workers)?)))
     }
 
     fn write_model<B: Backend>(&self, summary: &RunSummary<B>) -> Result<(), RunError> {

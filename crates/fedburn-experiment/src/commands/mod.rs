@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod data;
+mod federation;
 mod partition;
 mod results;
 mod run;
@@ -25,6 +26,10 @@ pub fn run(command: Command) -> Outcome {
         Command::Partition(args) => partition::show(&args),
         Command::Data(command) => data::run(command),
         Command::Aggregate(args) => aggregate::run(args),
+        Command::Serve(args) => federation::serve(args),
+        Command::Join(args) => federation::join(args),
+        Command::Nodes(command) => federation::nodes(&command),
+        Command::Ca(command) => federation::ca(&command),
     }
 }
 

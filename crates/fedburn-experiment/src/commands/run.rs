@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fedburn_experiment::assemble::Run;
 use fedburn_experiment::check::check;
-use fedburn_experiment::cli::{Places, RunArgs, RunSettings, SweepArgs, parse_seeds};
+use fedburn_experiment::cli::{Places, RunArgs, RunSettings, SweepArgs, parse_numbers};
 use fedburn_experiment::config::{ExperimentConfig, TransportConfig};
 use fedburn_experiment::list::list;
 use fedburn_experiment::progress::Progress;
@@ -77,7 +77,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         if run_all(&runs, &options)? {
             return Ok(interrupted());
         }
-        show(&dir, &runs, settings)?;
+        show(&dir, &runs, settings.json)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -136,7 +136,7 @@ pub fn sweep(args: &SweepArgs) -> Outcome {
 }
 
 /// Runs the seeds of one experiment; whether the user interrupted them.
-fn run_all(runs: &[Run], options: &RunOptions) -> Result<bool, RunError> {
+pub fn run_all(runs: &[Run], options: &RunOptions) -> Result<bool, RunError> {
     for (index, run) in runs.iter().enumerate() {
         options.progress.note(&format!("seed {} ({} of {})", run.seed(), index + 1, runs.len()));
         match run_seed(run, options)? {
@@ -156,13 +156,13 @@ fn run_all(runs: &[Run], options: &RunOptions) -> Result<bool, RunError> {
 }
 
 /// Writes the report and prints the figures.
-fn show(dir: &Path, runs: &[Run], settings: &RunSettings) -> Result<(), Box<dyn std::error::Error>> {
+pub fn show(dir: &Path, runs: &[Run], json: bool) -> Result<(), Box<dyn std::error::Error>> {
     let results = ExperimentResults::load(dir)?;
     let config = runs[0].experiment().config();
     let planned: Vec<u64> = runs.iter().map(Run::seed).collect();
     let verdicts = check(Some(&results), &planned, &config.expect);
     let report = write_html(&results, &verdicts)?;
-    if settings.json {
+    if json {
         let figures: Vec<_> =
             results.seeds.iter().filter(|s| planned.contains(&s.seed)).filter_map(|s| s.summary.as_ref()).collect();
         println!(
@@ -182,7 +182,7 @@ fn show(dir: &Path, runs: &[Run], settings: &RunSettings) -> Result<(), Box<dyn 
 
 /// What the command line changes in every config.
 fn adjusted(settings: &RunSettings) -> Result<impl Fn(ExperimentConfig) -> ExperimentConfig, String> {
-    let seeds = settings.seeds.as_deref().map(parse_seeds).transpose()?;
+    let seeds = settings.seeds.as_deref().map(|text| parse_numbers("--seeds", text)).transpose()?;
     let (workers, smoke) = (settings.workers, settings.smoke);
     Ok(move |mut config: ExperimentConfig| {
         config.seeds = seeds.clone().unwrap_or(config.seeds);
@@ -221,6 +221,7 @@ impl Settings for RunSettings {
             progress: self.progress(),
             interrupt: interrupt.clone(),
             command: command.to_owned(),
+            serving: None,
         }
     }
 }
@@ -251,14 +252,14 @@ fn command(verb: &str, path: &Path, settings: &RunSettings, grid: Vec<String>) -
     words.join(" ")
 }
 
-fn interrupted() -> ExitCode {
+pub fn interrupted() -> ExitCode {
     // What shells report for a program that the user interrupted.
     ExitCode::from(130)
 }
 
 /// The first interrupt asks for an orderly end, the second ends at once: everything since the last checkpoint is then
 /// computed again by the next run.
-fn on_interrupt() -> Result<Arc<AtomicBool>, ctrlc::Error> {
+pub fn on_interrupt() -> Result<Arc<AtomicBool>, ctrlc::Error> {
     let asked = Arc::new(AtomicBool::new(false));
     let flag = asked.clone();
     ctrlc::set_handler(move || {

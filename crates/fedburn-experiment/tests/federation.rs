@@ -1,0 +1,415 @@
+//! Federations of real processes over loopback: the same bits as in one process, whoever is killed; strangers and what
+//! the data's owner does not permit are refused.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use fedburn::core::Seed;
+use serde_json::Value;
+use support::traces::{Traces, draw, last_round};
+use support::{Finished, Workplace, json};
+
+const ROUNDS: u64 = 16;
+
+/// Clients keep control variates between rounds; the server's mean does not depend on who answers first.
+const SCAFFOLD: &str = r#"
+title = "Control variates"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 10 }
+evaluation = { client_holdout = 0.2 }
+model = { kind = "softmax" }
+client = { rule = { scaffold = {} }, epochs = 1, batch_size = 32, lr = 0.1 }
+strategy = { kind = "scaffold" }
+sampler = { kind = "uniform", per_round = 4 }
+server = { rounds = 16, checkpoint_every = 3 }
+"#;
+
+/// The server remembers moments of each client and sees every update.
+const EWWA: &str = r#"
+title = "Element-wise weights"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 10 }
+model = { kind = "softmax" }
+client = { rule = "sgd", epochs = 1, batch_size = 32, lr = 0.1 }
+strategy = { kind = "ewwa" }
+sampler = { kind = "uniform", per_round = 4 }
+server = { rounds = 16, checkpoint_every = 3 }
+"#;
+
+/// A server and its nodes, each a process in one folder of their own.
+struct Federation<'a> {
+    place: &'a Workplace,
+    out: &'a str,
+    settings: &'a str,
+    /// 0 until the server has one.
+    port: u16,
+}
+
+/// A process that ends with its owner.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn start(mut command: Command, log: PathBuf) -> Self {
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        Self(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        assert_eq!(self.0.wait().unwrap().signal(), Some(9));
+    }
+
+    fn succeeds(&mut self) {
+        let status = self.0.wait().unwrap();
+        assert!(status.success(), "{status}");
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until `is_reached`; `false` where the process ended first.
+    fn until(&mut self, is_reached: impl Fn() -> bool) -> bool {
+        while !is_reached() {
+            if self.has_ended() {
+                return is_reached();
+            }
+            // A breath between looks, so that the processes under test have the processor; nothing depends on its length.
+            std::thread::park_timeout(Duration::from_micros(500));
+        }
+        true
+    }
+}
+
+impl<'a> Federation<'a> {
+    fn new(place: &'a Workplace, out: &'a str, settings: &'a str) -> Self {
+        Self { place, out, settings, port: 0 }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path(format!("{}-processes", self.out)).join(name)
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.place.seed(self.out, 3)
+    }
+
+    /// Starts the server and waits until it listens; started again, it listens where it did.
+    fn serve(&mut self) -> Running {
+        let (out, port, settings) = (self.out, self.port, self.settings);
+        let mut command = self.place.command(&format!("serve suite --listen 127.0.0.1:{port} --out {out} {settings}"));
+        command.arg("--state").arg(self.path("server")).arg("--join-file").arg(self.path("join"));
+        fs::remove_file(self.path("join")).ok();
+        let mut server = Running::start(command, self.path("server.log"));
+        let (join, done) = (self.path("join"), self.dir().join("summary.json"));
+        assert!(server.until(|| join.exists() || done.exists()), "{}", self.log("server"));
+        if join.exists() {
+            self.port = self.join_string().split(':').nth(2).unwrap().parse().unwrap();
+        }
+        server
+    }
+
+    fn join_string(&self) -> String {
+        fs::read_to_string(self.path("join")).unwrap()
+    }
+
+    fn join_command(&self, node: &str, clients: &str) -> Command {
+        let mut command = self.place.command(&format!("join --clients {clients} --workers 1 --longest-wait 1"));
+        command.arg(format!("@{}", self.path("join").display())).arg("--state").arg(self.path(node));
+        command
+    }
+
+    fn join(&self, node: &str, clients: &str) -> Running {
+        Running::start(self.join_command(node, clients), self.path(&format!("{node}.log")))
+    }
+
+    /// Three nodes of two clients each.
+    fn join_all(&self) -> Vec<Running> {
+        (0..3).map(|node| self.join_again(node)).collect()
+    }
+
+    fn join_again(&self, node: usize) -> Running {
+        self.join(&format!("node-{node}"), &format!("{}..{}", 2 * node, 2 * node + 2))
+    }
+
+    fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Waits for the end of the server, then of the nodes, which it said goodbye to.
+    fn finish(&self, mut server: Running, nodes: Vec<Running>) -> Traces {
+        let status = server.0.wait().unwrap();
+        assert!(status.success(), "{status}: {}", self.log("server"));
+        nodes.into_iter().for_each(|mut node| node.succeeds());
+        Traces::of(&self.dir())
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir().join("events.jsonl")).unwrap_or_default();
+        // The last line may still be in the writing.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+}
+
+/// Asserts that `fedburn join` is refused with a message that holds every one of `words`.
+fn refused(mut join: Command, words: &[&str]) {
+    join.arg("--quiet");
+    Finished::of(join).assert_refused(words);
+}
+
+fn in_process(place: &Workplace, settings: &str) -> Traces {
+    let out = format!("simulated{}", settings.replace(' ', "-"));
+    place.succeed(&format!("experiment run suite --quiet --out {out} {settings}"));
+    Traces::of(&place.seed(&out, 3))
+}
+
+fn has_the_bits_of_one_process(config: &str, backend: &str) {
+    let place = Workplace::new(config);
+    let settings = format!("--backend {backend}");
+    let mut federation = Federation::new(&place, "served", &settings);
+    let server = federation.serve();
+    let nodes = federation.join_all();
+    let simulated = in_process(&place, &settings);
+    assert_eq!(simulated.rounds.len() as u64, ROUNDS + 2, "a header, the initial model and the rounds");
+    federation.finish(server, nodes).assert_same(&simulated, backend);
+    let hash = |out: &str| json(&place.seed(out, 3).join("run.json"))["config_hash"].clone();
+    assert_eq!(hash("served"), hash(&format!("simulated{}", settings.replace(' ', "-"))), "it is the same run");
+}
+
+#[test]
+fn a_federation_with_client_state_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(SCAFFOLD, "flex");
+    has_the_bits_of_one_process(SCAFFOLD, "ndarray");
+}
+
+#[test]
+fn a_federation_with_memory_of_clients_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(EWWA, "flex");
+    has_the_bits_of_one_process(EWWA, "ndarray");
+}
+
+#[test]
+fn killed_clients_leave_no_trace() {
+    let place = Workplace::new(SCAFFOLD);
+    let simulated = in_process(&place, "");
+    let (mut federation, seed) = (Federation::new(&place, "served", ""), Seed::new(21));
+    let mut server = federation.serve();
+    let mut nodes = federation.join_all();
+    let (dir, mut kills) = (federation.dir(), 0);
+    for round in 1..ROUNDS {
+        if !server.until(|| last_round(&dir) >= round) {
+            break;
+        }
+        let node = draw(seed, round, 3) as usize;
+        if !nodes[node].has_ended() {
+            nodes[node].kill();
+            kills += 1;
+        }
+        nodes[node] = federation.join_again(node);
+    }
+    assert!(kills >= 8, "{kills} kills");
+    federation.finish(server, nodes).assert_same(&simulated, &format!("{kills} kills"));
+}
+
+/// Kills the server every few rounds, and a node now and then. The nodes must find out soon, so that silence ends a
+/// connection after a second.
+fn killed_servers_leave_no_trace(config: &str, seed: Seed) {
+    let transport = "transport = { kind = \"quic\", network = { idle_timeout_secs = 1 } }\n";
+    let place = Workplace::new(&(config.to_owned() + transport));
+    let simulated = in_process(&place, "--workers 2");
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    let mut nodes = federation.join_all();
+    let dir = federation.dir();
+    let mut round = 0;
+    for attempt in 0.. {
+        round += 1 + draw(seed, attempt, 4);
+        if round >= ROUNDS || !server.until(|| last_round(&dir) >= round) {
+            break;
+        }
+        server.kill();
+        if attempt % 2 == 1 {
+            nodes[0].kill();
+        }
+        server = federation.serve();
+        if attempt % 2 == 1 {
+            nodes[0] = federation.join_again(0);
+        }
+    }
+    assert!(round > ROUNDS / 2);
+    federation.finish(server, nodes).assert_same(&simulated, "after kills");
+}
+
+#[test]
+fn a_killed_server_goes_on_where_clients_keep_state() {
+    killed_servers_leave_no_trace(SCAFFOLD, Seed::new(22));
+}
+
+#[test]
+fn a_killed_server_goes_on_where_it_remembers_clients() {
+    killed_servers_leave_no_trace(EWWA, Seed::new(23));
+}
+
+#[test]
+fn an_interrupted_server_ends_its_round_says_goodbye_and_goes_on() {
+    let place = Workplace::new(SCAFFOLD);
+    let simulated = in_process(&place, "");
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    let nodes = federation.join_all();
+    let dir = federation.dir();
+    assert!(server.until(|| last_round(&dir) >= 5), "{}", federation.log("server"));
+    let sent = Command::new("sh").arg("-c").arg(format!("kill -INT {}", server.0.id())).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(server.0.wait().unwrap().code(), Some(130));
+    nodes.into_iter().for_each(|mut node| node.succeeds());
+    assert_eq!(json(&dir.join("run.json"))["status"]["kind"], "stopped");
+    let server = federation.serve();
+    let nodes = federation.join_all();
+    federation.finish(server, nodes).assert_same(&simulated, "after an interrupt");
+}
+
+/// A federation that needs one update a round, so that it goes on without those who refuse.
+const NOVA: &str = r#"
+title = "Normalised averaging"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "iid", clients = 3 }
+model = { kind = "softmax" }
+client = { rule = "sgd", epochs = 1, batch_size = 32, lr = 0.1 }
+strategy = { kind = "fednova" }
+sampler = { kind = "all" }
+server = { rounds = 2 }
+"#;
+
+#[test]
+fn what_the_owner_does_not_permit_is_declined_with_the_reason() {
+    let place = Workplace::new(NOVA);
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    place.write("policy.toml", "strategies = [\"fednova\"]\nreports = []\nevaluation = false\n");
+    let _open = federation.join("open", "0,1");
+    let mut command = federation.join_command("closed", "2");
+    command.args(["--json", "--policy", "policy.toml"]);
+    let mut closed = Running::start(command, federation.path("closed.log"));
+    server.succeeds();
+    closed.succeeds();
+    let refused: Vec<_> = federation
+        .events()
+        .into_iter()
+        .filter(|event| event["event"] == "client_failed")
+        .map(|event| (event["client"].as_u64().unwrap(), event["failure"]["kind"].as_str().unwrap().to_owned()))
+        .collect();
+    assert_eq!(refused, [(2, "refused".to_owned()), (2, "refused".to_owned())], "one a round");
+    let log = federation.log("closed");
+    assert!(log.contains("does not permit telling"), "{log}");
+    assert!(log.contains("does not permit measuring"), "{log}");
+}
+
+#[test]
+fn an_experiment_that_the_owner_does_not_permit_is_left_at_once() {
+    let place = Workplace::new(NOVA);
+    let mut federation = Federation::new(&place, "served", "");
+    let _server = federation.serve();
+    place.write("policy.toml", "strategies = [\"fedavg\"]\n");
+    let mut command = federation.join_command("node", "0..3");
+    command.args(["--policy", "policy.toml"]);
+    refused(command, &["does not permit the strategy `fednova`", "nothing was read or sent"]);
+    assert!(!federation.path("node").join("runs").exists());
+}
+
+#[test]
+fn strangers_and_mistakes_are_refused_in_plain_words() {
+    let place = Workplace::new(NOVA);
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    let right = federation.join_string();
+    let (known, secret) = right.trim().rsplit_once(':').unwrap();
+    let wrong: String = secret.chars().rev().collect();
+    place.write("wrong", format!("{known}:{wrong}"));
+    let join = |what: &str, node: &str| place.command(&format!("join {what} --clients 0 --state {node}"));
+    refused(join("@wrong", "stranger"), &["secret"]);
+    refused(join("fedburn1:nonsense", "stranger"), &["join string"]);
+    refused(join("@nowhere", "stranger"), &["cannot read nowhere"]);
+    refused(federation.join_command("node", "0..4"), &["no client 3", "below 3"]);
+    let mut data = federation.join_command("node", "0");
+    data.args(["--policy", "nowhere.toml"]);
+    refused(data, &["cannot read nowhere.toml"]);
+
+    // Nobody listens at the discard port.
+    let port = right.split(':').nth(2).unwrap();
+    place.write("silent", right.replace(port, "9"));
+    refused(join("@silent --patience 1", "stranger"), &["server 127.0.0.1:9"]);
+
+    let first = federation.join("first", "0");
+    let connected = || federation.log("server").contains("1 of 3 clients");
+    assert!(server.until(connected), "{}", federation.log("server"));
+    refused(federation.join_command("second", "0,1"), &["client 0"]);
+    drop(first);
+}
+
+#[test]
+fn a_revoked_node_is_shut_out_and_may_be_allowed_again() {
+    let place = Workplace::new(NOVA);
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    let state = federation.path("server").display().to_string();
+    let nodes = |words: &str| {
+        let finished = place.succeed(&format!("nodes {words} --json --state {state}"));
+        serde_json::from_str::<Value>(&finished.stdout).unwrap()
+    };
+    assert_eq!(nodes("list"), serde_json::json!([]));
+    let mut first = federation.join("first", "0");
+    assert!(server.until(|| federation.log("server").contains("1 of 3 clients")), "{}", federation.log("server"));
+    let node = nodes("list")[0]["node"].as_str().unwrap().to_owned();
+    assert_eq!(nodes(&format!("revoke {node}"))[0]["standing"], "revoked");
+    // It ends by itself: nothing that it could do would be heard.
+    assert_eq!(first.0.wait().unwrap().code(), Some(1));
+    assert!(federation.log("first").contains("revoked"), "{}", federation.log("first"));
+    refused(federation.join_command("first", "0"), &["revoked"]);
+    assert_eq!(nodes(&format!("allow {node}"))[0]["standing"], "allowed");
+    let all = [federation.join("first", "0"), federation.join("second", "1..3")];
+    server.succeeds();
+    all.into_iter().for_each(|mut node| node.succeeds());
+}
+
+#[test]
+fn a_run_is_gone_on_with_by_what_began_it() {
+    let place = Workplace::new(&SCAFFOLD.replace("rounds = 16", "rounds = 200"));
+    let mut simulation = Running::start(place.command("experiment run suite --quiet --out out"), place.path("log"));
+    let dir = place.seed("out", 3);
+    assert!(simulation.until(|| dir.join("checkpoint/round-00000003").exists()));
+    simulation.kill();
+    let serve = "serve suite --quiet --listen 127.0.0.1:0 --out out";
+    place.call(serve).assert_refused(&["begun in one process", "--out"]);
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_before_anything_is_made() {
+    let place = Workplace::new(&NOVA.replace("seeds = [3]", "seeds = [3, 4]"));
+    place.call("serve suite --out out").assert_refused(&["seeds 3, 4", "--seed"]);
+    let place = Workplace::new(&(NOVA.to_owned() + "transport = { kind = \"quic\", wait_for = 3 }\n"));
+    place.call("experiment run suite --out out").assert_refused(&["fedburn serve", "--workers"]);
+    place.call("nodes list").assert_refused(&["no server's folder", "--state"]);
+    let network = "transport = { kind = \"quic\", network = { mtu_upper_bound = 9000 } }\n";
+    let place = Workplace::new(&(NOVA.to_owned() + network));
+    place.call("serve suite --out out").assert_refused(&["mtu_upper_bound", "9000", "6,550"]);
+}
