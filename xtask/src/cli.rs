@@ -35,7 +35,7 @@ enum Command {
     /// List or fetch data sets: `data fetch fashion-mnist`.
     #[command(disable_help_flag = true)]
     Data(Words),
-    /// Run an experiment with a server and client processes on this machine: `federation quickstart --clients 5 -- --seed 0`.
+    /// Run an experiment with a server and client processes on this machine: `federation quickstart --clients 20 -- --seed 0`.
     Federation(Federation),
     /// Run the micro benchmarks, or hold fedburn against other frameworks: `bench peers`.
     Bench(Box<Bench>),
