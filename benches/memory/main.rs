@@ -18,6 +18,7 @@ use fedburn::models::ZooConfig;
 use fedburn::prelude::*;
 use fedburn::runtime::{DiskStore, SamplerConfig};
 use fedburn::train::{ClientDataSource, LocalData};
+use fedburn_benches::peak_mib;
 
 const EXAMPLES: u64 = 20;
 const ROUNDS: u64 = 5;
@@ -77,10 +78,4 @@ fn measure(population: u64, per_round: usize) -> Result<(), Box<dyn Error>> {
     let seconds = summary.totals.seconds / ROUNDS as f64;
     println!("{population:>12} {per_round:>12} {:>10.1} {seconds:>12.3}", peak_mib()?);
     Ok(())
-}
-
-fn peak_mib() -> Result<f64, Box<dyn Error>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("the kernel does not tell VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
 }

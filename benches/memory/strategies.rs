@@ -21,6 +21,7 @@ use fedburn::core::{
 use fedburn::prelude::*;
 use fedburn::runtime::{All, Coordinator, Effect, Input};
 use fedburn::strategies::StrategyConfig;
+use fedburn_benches::peak_mib;
 use rand::RngExt;
 
 const CLIENTS: u64 = 10;
@@ -127,10 +128,4 @@ fn measure(table: &str, threads: usize) -> Result<(), Box<dyn Error>> {
     later.sort_by(f64::total_cmp);
     println!("{:.3} {:.0}", later[later.len() / 2], peak_mib()?);
     Ok(())
-}
-
-fn peak_mib() -> Result<f64, Box<dyn Error>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("the kernel does not tell VmHWM")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
 }

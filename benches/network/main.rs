@@ -24,6 +24,7 @@ use fedburn::core::{
 };
 use fedburn::prelude::*;
 use fedburn::runtime::SamplerConfig;
+use fedburn_benches::peak_mib;
 use fedburn_transport::quic::{
     ClientConfig, JoinString, NodeIdentity, Plan, QuicClient, QuicConfig, QuicServer, ServerIdentity, join,
 };
@@ -304,12 +305,4 @@ fn schema(values: usize) -> Result<Arc<ParamSchema>, Box<dyn Error>> {
 
 fn model_mib(values: usize) -> f64 {
     values as f64 * 4.0 / f64::from(1 << 20)
-}
-
-/// Peak resident memory of this process.
-fn peak_mib() -> Result<f64, Box<dyn Error>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("the kernel does not say VmHWM")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib / 1024.0)
 }

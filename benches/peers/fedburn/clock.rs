@@ -37,7 +37,7 @@ impl Clock {
             "seconds": self.seconds,
             "processor_seconds": self.processor_seconds,
             "examples": self.examples,
-            "peak_memory_mib": peak_memory_mib(),
+            "peak_memory_mib": fedburn_benches::peak_mib().ok(),
             "versions": { "fedburn": env!("CARGO_PKG_VERSION") },
         });
         println!("{line}");
@@ -51,11 +51,4 @@ fn processor_seconds() -> f64 {
     // The name in parentheses may hold anything; user and system time are the 12th and 13th fields after it.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
     fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS
-}
-
-/// Peak resident memory of this process; `None` where the kernel does not tell it.
-fn peak_memory_mib() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<f64>().ok()? / 1024.0)
 }

@@ -31,6 +31,15 @@ impl<B: Backend> Request<B> {
             Self::Evaluate { round, .. } => *round,
         }
     }
+
+    /// The client starts from its newest state of a round before this one: training sees the state before its own round,
+    /// an evaluation the state after the round that it measures.
+    pub fn state_before(&self) -> RoundIndex {
+        match self {
+            Self::Train(task) => task.round,
+            Self::Evaluate { round, .. } => round.next(),
+        }
+    }
 }
 
 /// What a client answers.

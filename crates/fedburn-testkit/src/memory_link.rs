@@ -86,11 +86,8 @@ impl<B: Backend> MemoryLink<B> {
 
 impl<B: Backend> State<B> {
     fn history(&self, client: ClientId, request: &Request<B>) -> History {
-        let before = match request {
-            Request::Train(task) => task.round,
-            Request::Evaluate { round, .. } => round.next(),
-        };
-        let newest = self.included.get(&client).and_then(|rounds| rounds.range(..before).next_back());
+        let rounds = self.included.get(&client);
+        let newest = rounds.and_then(|rounds| rounds.range(..request.state_before()).next_back());
         History { state_of: newest.copied().unwrap_or_default(), durable: self.durable }
     }
 }

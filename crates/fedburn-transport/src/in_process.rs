@@ -212,12 +212,7 @@ impl<B: Backend> Queue<B> {
 fn work<B: Backend>(population: &dyn Population<B>, queue: &Queue<B>) {
     let mut answerer = Answerer::new(population);
     while let Some(Job { client, request, store, answers }) = queue.next() {
-        let round = request.round();
-        // A round's training sees the state before that round, an evaluation the state after it.
-        let before = match request {
-            Request::Train(_) => round,
-            Request::Evaluate { .. } => round.next(),
-        };
+        let (round, before) = (request.round(), request.state_before());
         let state = || store.as_deref().map_or(Ok(None), |store| store.load(client, before));
         let (reply, state) = match answerer.answer(client, request, state) {
             Ok(Answered { reply, state }) => (Ok(reply), state.filter(|state| !state.is_empty())),

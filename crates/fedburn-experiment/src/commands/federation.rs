@@ -95,16 +95,14 @@ pub fn nodes(command: &NodesCommand) -> Outcome {
     let nodes = registry.list();
     if server.json {
         let entry = |record: &NodeRecord| {
-            let standing = format!("{:?}", record.standing).to_lowercase();
-            json!({ "node": record.node.to_string(), "standing": standing, "since": record.since })
+            let (node, standing) = (record.node.to_string(), record.standing.to_string());
+            json!({ "node": node, "standing": standing, "since": record.since })
         };
         println!("{}", serde_json::to_string_pretty(&nodes.iter().map(entry).collect::<Vec<_>>())?);
     } else if nodes.is_empty() {
         println!("no node has enrolled");
     } else {
-        nodes
-            .iter()
-            .for_each(|record| println!("{}  {}", record.node, format!("{:?}", record.standing).to_lowercase()));
+        nodes.iter().for_each(|record| println!("{}  {}", record.node, record.standing));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! Which nodes may take part: a file that the server follows and the operator's commands change.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,15 @@ pub enum Standing {
     Allowed,
     /// It may not, whatever certificate it has.
     Revoked,
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allowed => "allowed",
+            Self::Revoked => "revoked",
+        })
+    }
 }
 
 /// A node that the registry knows.

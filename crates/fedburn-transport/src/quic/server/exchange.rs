@@ -147,7 +147,8 @@ fn offer<B: Backend>(
     client: ClientId,
     request: Request<B>,
 ) -> Result<TaskOffer, ClientFailure> {
-    let (round, model, kind, before) = match request {
+    let (round, before) = (request.round(), request.state_before());
+    let (model, kind) = match request {
         Request::Train(task) => {
             let side = &task.side;
             check_side(side)?;
@@ -158,10 +159,9 @@ fn offer<B: Backend>(
             let side_vectors = named.collect::<Result<_, ClientFailure>>()?;
             let side_scalars = scalars_to_wire(&side.scalars);
             let kind = TaskKind::Train { seed: task.seed, side_vectors, side_scalars, reports: task.reports.into() };
-            (task.round, blobs.add(&task.global, schema)?, kind, task.round)
+            (blobs.add(&task.global, schema)?, kind)
         }
-        // A round's training sees the state before that round, an evaluation the state after it.
-        Request::Evaluate { round, global } => (round, blobs.add(&global, schema)?, TaskKind::Evaluate, round.next()),
+        Request::Evaluate { global, .. } => (blobs.add(&global, schema)?, TaskKind::Evaluate),
     };
     let mut offer = TaskOffer {
         task: TaskId::default(),
