@@ -1,0 +1,36 @@
+//! Suites that break things on purpose: longer forms of what the ordinary tests do in short.
+
+mod fuzz;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+/// The suite to run.
+#[derive(Args)]
+pub struct Fault {
+    #[command(subcommand)]
+    suite: Suite,
+}
+
+#[derive(Subcommand)]
+enum Suite {
+    /// Feed every decoder of the network protocol with arbitrary bytes.
+    Fuzz(fuzz::Fuzz),
+}
+
+impl Fault {
+    /// Runs the suite; its output is ours.
+    ///
+    /// # Errors
+    /// Where the suite failed, with the line that repeats it.
+    pub fn run(self) -> Result<ExitCode, String> {
+        let call = match self.suite {
+            Suite::Fuzz(fuzz) => fuzz.call(),
+        };
+        match call.status()? {
+            true => Ok(ExitCode::SUCCESS),
+            false => Err(format!("the suite failed; repeat it with:\n\n    {}\n", call.shown())),
+        }
+    }
+}
