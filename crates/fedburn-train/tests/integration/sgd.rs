@@ -1,16 +1,13 @@
 //! Local SGD against plain loops in `f64`, written from the definitions and sharing no code with the crate.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::reference::{assert_close, loss_and_gradient, norm};
+use crate::common::{Softmax, initial, softmax_initial, task, toy_data, training};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::reference::{assert_close, loss_and_gradient, norm};
-use common::{Softmax, initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{Client, ClientId, LocalUpdate, Metrics, ParamVector};
 use fedburn_data::ClientData;
 use fedburn_train::{LocalTraining, ResidentModel, SupervisedClient, cross_entropy, global_norm};

@@ -1,5 +1,4 @@
 //! Optimal model averaging: golden vectors, laws, an independent reference, the plug-in table, clients that mix.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -1,5 +1,4 @@
 //! Tiny models and data that several test files share.
-#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod quadratic;
 pub mod reference;

@@ -1,16 +1,13 @@
 //! Ditto, APFL, FedRep, pFedMe and FedBN on clients: hand-made steps, plain loops in `f64`, and state that survives.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::quadratic::{Quadratic, TrainPoint, on_run, task_at, vector};
+use crate::common::reference::{assert_close, loss_and_gradient, wide};
+use crate::common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::quadratic::{Quadratic, TrainPoint, on_run, task_at, vector};
-use common::reference::{assert_close, loss_and_gradient, wide};
-use common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{
     ClassId, Client, ClientId, Metrics, ModelFamily, ParamVector, StateData, StateDict, StateTensor, TrainError,
 };
@@ -446,7 +443,7 @@ proptest! {
             let global = softmax_initial(seed + round);
             let start = wide(&global.to_host());
             let (mut w, mut v) = (start.clone(), own.clone().unwrap_or(start.clone()));
-            let bias = start.len() - common::CLASSES;
+            let bias = start.len() - crate::common::CLASSES;
             if kind == 3 {
                 w[bias..].copy_from_slice(&v[bias..]);
             }

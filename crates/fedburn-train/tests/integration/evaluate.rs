@@ -1,13 +1,12 @@
 //! Evaluation against a plain loop, and the centralised baseline against a client.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use crate::common::{
+    CLASSES, FEATURES, Normed, Softmax, bits, normed_initial, softmax_initial, task, toy_data, training,
+};
 use burn_flex::{Flex, FlexDevice};
-use common::{CLASSES, FEATURES, Normed, Softmax, bits, normed_initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{Client, ClientId, EvaluateError, Evaluator, Metrics, ParamVector, Seed};
 use fedburn_data::ClientData;
 use fedburn_train::{CentralError, CentralTraining, ClassifierEvaluator, Diverged, ResidentModel, SupervisedClient};

@@ -1,15 +1,12 @@
 //! Clients of a simulation: determinism, nothing leaks between them, failures are named.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 use std::thread;
 
+use crate::common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{
     ClassId, Client, ClientId, ClientInfo, ModelFamily, ParamVector, Population, Reports, RoundIndex, StateData,
     StateDict, StateError, StateTensor, TrainError, TrainTask, Worker,

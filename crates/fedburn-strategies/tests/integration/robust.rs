@@ -1,5 +1,4 @@
 //! Byzantine-robust rules and weight erosion: golden vectors, references on random rounds, laws, too few updates.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

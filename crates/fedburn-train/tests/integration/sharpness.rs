@@ -1,13 +1,10 @@
 //! Measured sharpness against softmax regression, whose Hessian is known.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
+use crate::common::reference::{loss_and_gradient, norm, rows, scores, wide};
+use crate::common::{CLASSES, FEATURES, Normed, Softmax, initial, normed_initial, softmax_initial, toy_data};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::reference::{loss_and_gradient, norm, rows, scores, wide};
-use common::{CLASSES, FEATURES, Normed, Softmax, initial, normed_initial, softmax_initial, toy_data};
 use fedburn_core::{EvaluateError, Evaluator, Metrics, ModelFamily, ParamVector, Seed};
 use fedburn_data::ClientData;
 use fedburn_train::{ClassifierEvaluator, Sharpness, SharpnessConfig, SharpnessEvaluator};

@@ -1,12 +1,9 @@
 //! Training on parts of a client's data, and what stands around clients.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::{Softmax, bits, softmax_initial, task, toy_data, training};
 use burn_flex::{Flex, FlexDevice};
-use common::{Softmax, bits, softmax_initial, task, toy_data, training};
 use fedburn_core::{
     Client, ClientId, ClientInfo, LocalUpdate, Metrics, ParamVector, Population, Resample, ResamplingClient,
     TrainError, TrainTask,

@@ -1,5 +1,4 @@
 //! Every strategy of the catalogue keeps the laws, on both CPU backends.
-#![allow(clippy::unwrap_used)]
 
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;

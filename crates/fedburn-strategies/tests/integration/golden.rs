@@ -1,5 +1,4 @@
 //! Golden vectors of the algorithm specification, through the strategies' public interface, on both CPU backends.
-#![allow(clippy::unwrap_used)]
 
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;

@@ -1,8 +1,6 @@
 //! The server halves of SCAFFOLD and FedDyn: golden vectors, references, laws, what is sent.
-#![allow(clippy::unwrap_used)]
 
-mod support;
-
+use crate::support::{Course, assert_near, build, on_both, refusal};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{ClientId, ClientUpdate, ParamVector, RoundIndex, SideInfo, StateData, StateTensor, Strategy};
@@ -10,7 +8,6 @@ use fedburn_testkit::reference::server::{feddyn_round, scaffold_round};
 use fedburn_testkit::{Convexity, Rounds, base_case, schema, strategy_laws, update, vector};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
-use support::{Course, assert_near, build, on_both, refusal};
 
 const SCAFFOLD: &str = "kind = 'scaffold'";
 const FEDDYN: &str = "kind = 'feddyn'\nalpha = 0.1";

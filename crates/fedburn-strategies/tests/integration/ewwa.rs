@@ -1,5 +1,4 @@
 //! EWWA: golden vectors, the independent reference on random rounds, laws, memory, mixing weights.
-#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -1,17 +1,14 @@
 //! Stochastic weight averaging around strategies of both kinds: golden vectors, schedule, reference, laws, refusals.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::sync::Arc;
 
+use crate::support::{Course, assert_near, build, on_both, refusal};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{ClientId, ParamEntry, ParamKind, ParamSchema, ParamVector, RoundIndex, SideInfo, Weighting};
 use fedburn_testkit::reference::server::swa_round;
 use fedburn_testkit::{Convexity, answer_all, schema, strategy_laws, update, vector};
 use proptest::prelude::*;
-use support::{Course, assert_near, build, on_both, refusal};
 
 /// Section A5.5: the average after [1, 2], [3, 2] and [2, 5].
 fn golden<B: Backend>() {

@@ -1,16 +1,13 @@
 //! Not-true distillation against its definition in `f64`.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::quadratic::{Point, train_model, vector};
+use crate::common::reference::{assert_close, rows, scores, wide};
+use crate::common::{Softmax, bits, initial, softmax_initial, task, toy_data, training};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::quadratic::{Point, train_model, vector};
-use common::reference::{assert_close, rows, scores, wide};
-use common::{Softmax, bits, initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{Client, ClientId};
 use fedburn_data::Batch;
 use fedburn_train::{

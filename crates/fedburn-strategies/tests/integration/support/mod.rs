@@ -1,5 +1,4 @@
 //! What the tests of strategies share.
-#![allow(dead_code)]
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{Aggregate, ClientUpdate, ParamVector, RoundIndex, Strategy};

@@ -1,17 +1,14 @@
 //! Compression with error feedback against rounds by hand and in `f64`.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::common::quadratic::{task_at, vector};
+use crate::common::reference::{assert_close, wide};
+use crate::common::{Normed, normed_initial, softmax_initial, task, toy_data};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::quadratic::{task_at, vector};
-use common::reference::{assert_close, wide};
-use common::{Normed, normed_initial, softmax_initial, task, toy_data};
 use fedburn_core::{
     Client, ClientId, ClientInfo, ClientReport, LocalUpdate, Metrics, ParamKind, ParamVector, Population, SideInfo,
     StateDict, StateError, TrainError, TrainTask,

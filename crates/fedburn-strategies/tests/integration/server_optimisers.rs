@@ -1,17 +1,14 @@
 //! FedAvgM, FedAdagrad, FedAdam, FedYogi and FedAMS: golden vectors, references, laws.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::sync::Arc;
 
+use crate::support::{Course, assert_near, build, on_both, refusal};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{ParamEntry, ParamKind, ParamSchema, ParamVector};
 use fedburn_testkit::reference::server::{AdaptiveMoment, ServerOptimiser};
 use fedburn_testkit::{Convexity, schema, strategy_laws, update, vector};
 use proptest::prelude::*;
-use support::{Course, assert_near, build, on_both, refusal};
 
 /// Sections B5, B6 and B7: the vectors after rounds 1 and 2 of the BASE case.
 const GOLDEN: &[(&str, [[f64; 3]; 2])] = &[

@@ -1,18 +1,15 @@
 //! SAM and ASAM against hand-made steps and a plain loop in `f64`.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::quadratic::{Quadratic, on_run, task_at};
+use crate::common::reference::{assert_close, loss_and_gradient, norm, wide};
+use crate::common::{
+    CLASSES, FEATURES, Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training,
+};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::quadratic::{Quadratic, on_run, task_at};
-use common::reference::{assert_close, loss_and_gradient, norm, wide};
-use common::{
-    CLASSES, FEATURES, Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training,
-};
 use fedburn_core::{ClassId, Client, ClientId, ModelFamily, ParamKind, ParamVector};
 use fedburn_data::{ClientData, Examples, Inputs};
 use fedburn_models::{NormKind, Zoo, ZooConfig};

@@ -1,16 +1,13 @@
 //! FedProx, SCAFFOLD and FedDyn on clients: hand-made steps, plain loops in `f64`, and state that survives.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::Arc;
 
+use crate::common::quadratic::{Quadratic, on_run, task_at, vector};
+use crate::common::reference::{assert_close, loss_and_gradient, wide};
+use crate::common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use common::quadratic::{Quadratic, on_run, task_at, vector};
-use common::reference::{assert_close, loss_and_gradient, wide};
-use common::{Normed, Softmax, bits, initial, normed_initial, softmax_initial, task, toy_data, training};
 use fedburn_core::{
     Client, ClientId, LocalUpdate, ModelFamily, ParamKind, ParamVector, Reports, SideInfo, StateData, StateDict,
     StateError, StateTensor, TrainError, TrainTask,
@@ -67,13 +64,13 @@ fn golden_scaffold_steps() {
             let mut state = StateDict::new();
             state.insert_params("control", &vector::<B>([0.0, 0.2, 0.0], device));
             on_run(&task, &steps(2), |model, run| {
-                LocalRule::<B, common::quadratic::TrainPoint<B>>::restore(&mut rule, state).unwrap();
+                LocalRule::<B, crate::common::quadratic::TrainPoint<B>>::restore(&mut rule, state).unwrap();
                 let trained = rule.train_with(model, run, bowl([0.0, 0.0, 1.0])).unwrap();
                 assert_close(&trained.model.host(), &[0.791, 1.658, 2.639], 1e-6);
                 let sent = &trained.side.vectors[SideInfo::<B>::CONTROL_DELTA];
                 assert_close(&sent.to_host(), &delta, 2e-6);
             });
-            let state = LocalRule::<B, common::quadratic::TrainPoint<B>>::state(&rule);
+            let state = LocalRule::<B, crate::common::quadratic::TrainPoint<B>>::state(&rule);
             assert_close(&flat::<B>([0.0; 3], &state, "control", device), &control, 2e-6);
         }
     }
@@ -96,11 +93,11 @@ fn golden_feddyn_steps() {
                 let mut state = StateDict::new();
                 state.insert_params("dynamic", &vector::<B>(before, device));
                 on_run(&task, &steps(2), |model, run| {
-                    LocalRule::<B, common::quadratic::TrainPoint<B>>::restore(&mut rule, state).unwrap();
+                    LocalRule::<B, crate::common::quadratic::TrainPoint<B>>::restore(&mut rule, state).unwrap();
                     let trained = rule.train_with(model, run, bowl(centre)).unwrap();
                     assert_close(&trained.model.host(), &expected, 1e-6);
                 });
-                let state = LocalRule::<B, common::quadratic::TrainPoint<B>>::state(&rule);
+                let state = LocalRule::<B, crate::common::quadratic::TrainPoint<B>>::state(&rule);
                 assert_close(&flat::<B>([0.0; 3], &state, "dynamic", device), &after, 1e-7);
             }
         }

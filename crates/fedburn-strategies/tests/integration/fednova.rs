@@ -1,10 +1,8 @@
 //! FedNova: golden vectors, reference, laws, clients without steps.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::sync::Arc;
 
+use crate::support::{Course, assert_near, build, on_both, refusal};
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{
@@ -15,7 +13,6 @@ use fedburn_testkit::reference::server::fednova_step;
 use fedburn_testkit::{Convexity, base_case, schema, strategy_laws, update, vector};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
-use support::{Course, assert_near, build, on_both, refusal};
 
 const PLAIN: &str = "kind = 'fednova'";
 const PROXIMAL: &str = "kind = 'fednova'\neffective_steps = 'steps'";

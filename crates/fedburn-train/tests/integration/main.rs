@@ -1,0 +1,14 @@
+//! Local training from outside, one file a subject; one program, so that the backends are compiled once.
+#![allow(clippy::unwrap_used)]
+
+mod client;
+mod common;
+mod compressed;
+mod corrections;
+mod evaluate;
+mod ntd;
+mod personal;
+mod resampling;
+mod sgd;
+mod sharpened;
+mod sharpness;
