@@ -73,8 +73,8 @@ enum Content {
 
 impl Assembly {
     /// `num_vectors` vectors of `num_values`, sent by somebody who tells the hashes with the chunks.
-    pub(crate) fn of_vectors(num_values: usize, num_vectors: usize) -> Result<Self, BlobError> {
-        let payload = VectorPayload::new(num_values, num_vectors, MAX_CHUNK_LEN)?;
+    pub(crate) fn of_vectors(num_values: usize, num_vectors: usize, chunk_len: u32) -> Result<Self, BlobError> {
+        let payload = VectorPayload::new(num_values, num_vectors, chunk_len)?;
         let content = Content::Vectors(payload, vec![vec![0.0; num_values]; num_vectors]);
         Self::new(*payload.layout(), None, content)
     }
@@ -185,9 +185,10 @@ pub(crate) fn decode_inline(
     payload: &[u8],
     num_values: usize,
     num_vectors: usize,
+    chunk_len: u32,
 ) -> Result<(Vec<Vec<f32>>, Hash), BlobError> {
-    let manifest = Manifest::of(Codec::F32, payload, MAX_CHUNK_LEN)?;
-    let form = VectorPayload::new(num_values, num_vectors, MAX_CHUNK_LEN)?;
+    let manifest = Manifest::of(Codec::F32, payload, chunk_len)?;
+    let form = VectorPayload::new(num_values, num_vectors, chunk_len)?;
     let mut vectors = vec![vec![0.0; num_values]; num_vectors];
     let mut slices: Vec<&mut [f32]> = vectors.iter_mut().map(Vec::as_mut_slice).collect();
     // At most one chunk: what travels in a message is far smaller.

@@ -19,6 +19,7 @@ mod restart;
 mod runtime;
 mod server;
 mod stream;
+mod surroundings;
 #[cfg(test)]
 mod tests;
 mod tls;

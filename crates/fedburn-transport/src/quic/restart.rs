@@ -9,18 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig};
+use rustls::crypto::SecureRandom;
 
 /// Lets an endpoint reset connections of earlier lives of the server with this `secret` key.
-pub(crate) fn resets(config: &mut EndpointConfig, secret: &[u8]) {
+pub(crate) fn resets(config: &mut EndpointConfig, secret: &[u8], random: &'static dyn SecureRandom) {
     let key = blake3::derive_key("fedburn/1 stateless resets", secret);
     config.reset_key(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &key)));
-    config.cid_generator(|| Box::new(AnyLife(SystemRandom::new())));
+    config.cid_generator(|| Box::new(AnyLife(random)));
 }
 
 /// Random connection ids. The library's own generator tells those of this life from others, which it does not answer.
-struct AnyLife(SystemRandom);
+struct AnyLife(&'static dyn SecureRandom);
 
 impl ConnectionIdGenerator for AnyLife {
     fn generate_cid(&mut self) -> ConnectionId {

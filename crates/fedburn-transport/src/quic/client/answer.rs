@@ -13,7 +13,7 @@ use super::super::stream::{REQUEST, ask, send_chunk};
 use super::connect::{on, unexpected};
 use super::failure::Failure;
 use super::state::{Live, Shared};
-use crate::wire::limits::{MAX_CHUNK_LEN, MAX_INLINE};
+use crate::wire::limits::MAX_INLINE;
 use crate::wire::{
     Bitmap, CommitState, Decline, Extensions, Frame, Measured, Message, NamedMean, NamedValue, Payload, Report, TaskId,
     UploadBegin, UploadCommit, metrics_to_wire,
@@ -193,6 +193,3 @@ pub(super) async fn repeat(shared: Arc<Shared>, answer: Arc<Prepared>) {
         Err(failure) => tracing::warn!(task = %answer.task, ?failure, "answer.repetition_failed"),
     }
 }
-
-/// Bytes of the chunks in which updates are cut.
-pub(super) const CHUNK_LEN: u32 = MAX_CHUNK_LEN;

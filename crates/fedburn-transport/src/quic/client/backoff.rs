@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use rustls::crypto::SecureRandom;
 
 /// Exponential back-off with full jitter: each wait is drawn evenly from nothing up to a bound that doubles, so that
 /// nodes that lost their server together do not come back together.
 ///
-/// The randomness is the operating system's: it decides when packets are sent and nothing that a run computes.
+/// The randomness is that of cryptography: it decides when packets are sent and nothing that a run computes.
 pub(super) struct Backoff {
     base: Duration,
     cap: Duration,
     attempt: u32,
+    random: &'static dyn SecureRandom,
 }
 
 impl Backoff {
-    pub(super) fn new(base: Duration, cap: Duration) -> Self {
-        Self { base, cap, attempt: 0 }
+    pub(super) fn new(base: Duration, cap: Duration, random: &'static dyn SecureRandom) -> Self {
+        Self { base, cap, attempt: 0, random }
     }
 
     /// The attempt succeeded: the next wait is short again.
@@ -30,7 +31,7 @@ impl Backoff {
         self.attempt = self.attempt.saturating_add(1);
         let mut bytes = [0; 4];
         // Without randomness the wait is the whole bound.
-        let share = match SystemRandom::new().fill(&mut bytes) {
+        let share = match self.random.fill(&mut bytes) {
             Ok(()) => f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX),
             Err(_) => 1.0,
         };
@@ -42,12 +43,13 @@ const MAX_DOUBLINGS: u32 = 20;
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::tls;
     use super::*;
 
     #[test]
     fn waits_grow_up_to_the_cap_and_start_again() {
         let (base, cap) = (Duration::from_millis(500), Duration::from_secs(60));
-        let mut backoff = Backoff::new(base, cap);
+        let mut backoff = Backoff::new(base, cap, tls::provider().secure_random);
         for attempt in 0..100 {
             let bound = base.saturating_mul(1 << attempt.min(10)).min(cap);
             assert!(backoff.next(Duration::ZERO) <= bound, "attempt {attempt}");

@@ -5,8 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use quinn::{Connection, Endpoint, TokioRuntime};
-use rustls::crypto::CryptoProvider;
+use quinn::{Connection, Endpoint};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
@@ -14,7 +13,9 @@ use super::super::config::ClientConfig;
 use super::super::identity::SERVER_NAME;
 use super::super::identity::enrol::{self, CHANNEL_LABEL, ChannelBinding};
 use super::super::stream::ask;
+use super::super::surroundings::Surroundings;
 use super::super::{JoinString, NodeIdentity, QuicError, tls, tuning};
+use super::backoff::Backoff;
 use super::failure::{Failure, of_connection};
 use crate::wire::limits::{MAX_ANNOUNCED, MINOR};
 use crate::wire::{
@@ -26,8 +27,8 @@ pub(in super::super) struct Dialer {
     join: JoinString,
     identity: NodeIdentity,
     config: ClientConfig,
-    provider: Arc<CryptoProvider>,
-    /// The sockets, one for each version of IP, opened when they are needed.
+    surroundings: Surroundings,
+    /// One for each version of IP, opened when they are needed.
     endpoints: Mutex<BTreeMap<IpVersion, Endpoint>>,
 }
 
@@ -38,12 +39,24 @@ enum IpVersion {
 }
 
 impl Dialer {
-    pub(in super::super) fn new(join: JoinString, identity: NodeIdentity, config: ClientConfig) -> Self {
-        Self { join, identity, config, provider: tls::provider(), endpoints: Mutex::default() }
+    pub(in super::super) fn new(
+        join: JoinString,
+        identity: NodeIdentity,
+        config: ClientConfig,
+        surroundings: Surroundings,
+    ) -> Self {
+        Self { join, identity, config, surroundings, endpoints: Mutex::default() }
     }
 
     pub(super) fn config(&self) -> &ClientConfig {
         &self.config
+    }
+
+    /// Waits between attempts, as the configuration says.
+    pub(super) fn backoff(&self) -> Backoff {
+        let (base, cap) = (self.config.backoff_base_ms, self.config.backoff_cap_secs);
+        let random = self.surroundings.provider.secure_random;
+        Backoff::new(Duration::from_millis(base), Duration::from_secs(cap), random)
     }
 
     /// The server's name and port.
@@ -156,7 +169,7 @@ impl Dialer {
     /// A connection to the server of the join string, and to no other.
     async fn dial(&self, authenticated: bool) -> Result<Connection, Failure> {
         let credentials = if authenticated { self.identity.credentials(&self.join.pin()) } else { None };
-        let crypto = tls::client(self.join.pin(), credentials, self.provider.clone())?;
+        let crypto = tls::client(self.join.pin(), credentials, self.surroundings.provider.clone())?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(tuning::client_transport(&self.config));
         let passing = |reason: String| Failure::Passing(reason);
@@ -192,9 +205,8 @@ impl Dialer {
             return Ok(endpoint.clone());
         }
         let address = SocketAddr::from((any, 0));
-        let (socket, config) = (tuning::socket(address)?, tuning::endpoint_config(self.config.mtu_upper_bound)?);
-        let endpoint = Endpoint::new(config, None, socket, Arc::new(TokioRuntime))
-            .map_err(|source| QuicError::Socket { address, source })?;
+        let config = tuning::endpoint_config(self.config.mtu_upper_bound)?;
+        let endpoint = self.surroundings.endpoint(address, config, None)?;
         endpoints.insert(version, endpoint.clone());
         Ok(endpoint)
     }

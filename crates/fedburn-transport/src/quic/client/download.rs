@@ -104,6 +104,7 @@ impl Downloads {
                 return Ok(());
             }
             tokio::select! {
+                biased;
                 () = changed => {}
                 end = connection.closed() => return Err(super::failure::of_connection(&end)),
                 () = tokio::time::sleep(progress) => {

@@ -1,22 +1,22 @@
 //! Keeps a node connected, and hears what there is to do.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::super::QuicError;
 use super::super::stream::{FrameReader, REQUEST, StreamError, close, send};
 use super::answer;
-use super::backoff::Backoff;
 use super::connect::{on, unexpected};
 use super::failure::{Failure, of_connection};
 use super::state::{End, Live, Shared};
-use crate::wire::{CloseCode, Extensions, Message, Watch, limits::MAX_CHUNK_LEN};
+use crate::wire::{CloseCode, Extensions, Message, Watch};
 
 /// Connects, and again whenever the connection is lost, until there is nothing more to do.
 pub(super) async fn run(shared: Arc<Shared>) {
     let config = shared.dialer.config();
-    let base = Duration::from_millis(config.backoff_base_ms);
-    let mut backoff = Backoff::new(base, Duration::from_secs(config.backoff_cap_secs));
+    let (base, mut backoff) = (Duration::from_millis(config.backoff_base_ms), shared.dialer.backoff());
     let patience = Duration::from_secs(config.server_away_secs);
     let mut seen = Instant::now();
     while shared.end().is_none() {
@@ -50,6 +50,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
                 tracing::info!(reason, ?wait, "node.disconnected");
                 let mut status = shared.status();
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(wait) => {}
                     // Only the end of the node changes the state of a node that is not connected.
                     _ = status.wait_for(|status| matches!(status, super::state::Status::Ended)) => {}
@@ -67,8 +68,8 @@ async fn session(shared: &Arc<Shared>, came_up: &mut Option<Instant>) -> Result<
         close(&connection, CloseCode::Ok, "another plan");
         return Err(QuicError::Refused { reason }.into());
     }
-    if welcome.limits.chunk_len != MAX_CHUNK_LEN {
-        let reason = format!("the server wants chunks of {} bytes", welcome.limits.chunk_len);
+    if welcome.limits.chunk_len != shared.chunk_len {
+        let reason = format!("the server wants chunks of {} bytes now", welcome.limits.chunk_len);
         return Err(QuicError::Protocol { reason }.into());
     }
     shared.dialer.announce(&connection, &shared.clients, shared.schema, shared.plan_hash).await?;
@@ -95,6 +96,7 @@ async fn listen(shared: &Arc<Shared>, live: &Live) -> Result<String, Failure> {
     let mut hourly = tokio::time::interval(CERTIFICATE_LOOK);
     loop {
         let frame = tokio::select! {
+            biased;
             frame = reader.next() => frame.map_err(lost)?,
             _ = hourly.tick() => {
                 shared.dialer.renew_if_due(&live.connection).await;

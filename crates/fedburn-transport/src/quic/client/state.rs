@@ -1,11 +1,11 @@
 //! What a node knows, shared between its event loop and those who work.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fedburn_core::{ClientId, RoundIndex, TransportError};
 use quinn::Connection;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::super::QuicError;
 use super::super::stream::close;
@@ -24,12 +24,14 @@ pub(super) struct Shared {
     pub(super) schema: u64,
     pub(super) plan_hash: Hash,
     pub(super) plan: BlobRef,
+    /// Bytes of the chunks that the server takes.
+    pub(super) chunk_len: u32,
     pub(super) downloads: Arc<Downloads>,
     pub(super) uploads: Semaphore,
     status: watch::Sender<Status>,
     work: Mutex<Work>,
     /// Told when there is something to do, or never will be.
-    wake: Condvar,
+    wake: Notify,
 }
 
 /// How the node stands with its server.
@@ -73,11 +75,12 @@ pub(super) struct Parts {
     pub(super) schema: u64,
     pub(super) plan_hash: Hash,
     pub(super) plan: BlobRef,
+    pub(super) chunk_len: u32,
 }
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { dialer, clients, schema, plan_hash, plan } = parts;
+        let Parts { dialer, clients, schema, plan_hash, plan, chunk_len } = parts;
         let kept = Kept::new(dialer.config().kept_mib << 20);
         Self {
             downloads: Arc::default(),
@@ -87,9 +90,10 @@ impl Shared {
             schema,
             plan_hash,
             plan,
+            chunk_len,
             status: watch::Sender::new(Status::Down),
             work: Mutex::new(Work { inbox: VecDeque::new(), open: Vec::new(), kept, end: None }),
-            wake: Condvar::new(),
+            wake: Notify::new(),
         }
     }
 
@@ -131,7 +135,7 @@ impl Shared {
         work.end.get_or_insert(end);
         drop(work);
         self.status.send_replace(Status::Ended);
-        self.wake.notify_all();
+        self.wake.notify_waiters();
     }
 
     pub(super) fn end(&self) -> Option<End> {
@@ -172,19 +176,27 @@ impl Shared {
     }
 
     /// Waits for something to do; `None` where there will be nothing more.
-    pub(super) fn next(&self) -> Result<Option<TaskOffer>, TransportError> {
-        let mut work = self.lock();
+    pub(super) async fn next(&self) -> Result<Option<TaskOffer>, TransportError> {
         loop {
-            if let Some(offer) = work.inbox.pop_front() {
-                work.open.push(offer.clone());
-                return Ok(Some(offer));
+            let woken = self.wake.notified();
+            if let Some(next) = self.take_next() {
+                return next;
             }
-            match &work.end {
-                Some(End::Goodbye) => return Ok(None),
-                Some(End::Failed(error)) => return Err(TransportError::Closed { reason: error.to_string() }),
-                None => work = self.wake.wait(work).unwrap_or_else(PoisonError::into_inner),
-            }
+            woken.await;
         }
+    }
+
+    /// What there is to do, or that there will be nothing more; `None` where neither is known yet.
+    fn take_next(&self) -> Option<Result<Option<TaskOffer>, TransportError>> {
+        let mut work = self.lock();
+        if let Some(offer) = work.inbox.pop_front() {
+            work.open.push(offer.clone());
+            return Some(Ok(Some(offer)));
+        }
+        work.end.as_ref().map(|end| match end {
+            End::Goodbye => Ok(None),
+            End::Failed(error) => Err(TransportError::Closed { reason: error.to_string() }),
+        })
     }
 
     /// The task that is answered: the oldest that the client was given in this round, of the kind that the answer is of

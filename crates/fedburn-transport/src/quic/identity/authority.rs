@@ -134,8 +134,8 @@ fn params(is_ca: IsCa, start: SystemTime, lifetime: Duration) -> Result<Certific
     let mut serial = [0; 16];
     let drawn = SystemRandom::new().fill(&mut serial);
     drawn.map_err(|_| IdentityError::Make { what: "certificate", reason: "no randomness".to_owned() })?;
-    // A serial number is positive.
-    serial[0] &= 0x7f;
+    // A serial number is positive, and all certificates are of one length.
+    serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(params)
 }

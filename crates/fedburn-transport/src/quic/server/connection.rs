@@ -15,9 +15,7 @@ use super::link::Link;
 use super::state::Shared;
 use super::{requests, uploads, watch};
 use crate::wire::limits::MINOR;
-use crate::wire::{
-    CloseCode, Der, Enrolled, Extensions, Message, Refusal, Refused, ServerLimits, Welcome, short_reason,
-};
+use crate::wire::{CloseCode, Der, Enrolled, Extensions, Message, Refusal, Refused, Welcome, short_reason};
 
 /// Serves a connection to its end.
 pub(super) async fn serve(connection: Connection, shared: Arc<Shared>, door: Arc<Door>) {
@@ -130,7 +128,7 @@ async fn greeting(link: &Link, shared: &Shared) -> Result<(), (CloseCode, String
         features: 0,
         server_time: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         epoch: shared.epoch,
-        limits: ServerLimits::default(),
+        limits: shared.limits,
         plan: shared.plan.name(),
         ext: Extensions::default(),
     };
@@ -144,6 +142,7 @@ async fn greeting(link: &Link, shared: &Shared) -> Result<(), (CloseCode, String
 async fn serve_streams(link: &Arc<Link>, shared: &Arc<Shared>) -> quinn::ConnectionError {
     loop {
         tokio::select! {
+            biased;
             stream = link.connection.accept_bi() => match stream {
                 Ok((sending, receiving)) => {
                     tokio::spawn(request(link.clone(), shared.clone(), sending, receiving));

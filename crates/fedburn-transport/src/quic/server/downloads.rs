@@ -12,17 +12,12 @@ use super::super::tuning::CHUNKS_IN_FLIGHT;
 use super::connection::refuse;
 use super::link::Link;
 use super::state::Shared;
-use crate::wire::{
-    BlobManifest, ChunksComing, CloseCode, Extensions, GetChunks, GetManifest, Message, Refusal, ServerLimits,
-};
+use crate::wire::{BlobManifest, ChunksComing, CloseCode, Extensions, GetChunks, GetManifest, Message, Refusal};
 
 /// How a blob is cut, and a small one itself.
 pub(super) fn manifest(shared: &Shared, asked: &GetManifest) -> Message {
     match shared.blob(asked.root) {
-        Some(blob) => {
-            let inline = ServerLimits::default().inline_len as usize;
-            BlobManifest::new(blob.manifest.clone(), &blob.bytes, inline).into()
-        }
+        Some(blob) => BlobManifest::new(blob.manifest.clone(), &blob.bytes, shared.limits.inline_len as usize).into(),
         None => refuse(Refusal::UnknownBlob, format!("no blob {} is offered", asked.root)),
     }
 }
@@ -36,6 +31,7 @@ pub(super) async fn chunks(shared: &Arc<Shared>, link: &Arc<Link>, asked: GetChu
     }
     drop(blob);
     let slot = tokio::select! {
+        biased;
         slot = shared.downloads.clone().acquire_owned() => slot.ok(),
         _ = link.connection.closed() => None,
     };

@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use quinn::{Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, VarInt};
+use quinn::{Connection, Endpoint, Incoming, ServerConfig, VarInt};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::super::restart;
 use super::super::runtime::EndpointThread;
 use super::super::stream::close;
+use super::super::surroundings::Surroundings;
 use super::super::tls::{self, CurrentLeaf};
 use super::super::tuning;
 use super::super::{NodeId, QuicError};
@@ -61,34 +63,14 @@ pub(super) enum Guest {
 impl ServerEndpoint {
     pub(super) fn start(shared: Arc<Shared>) -> Result<Self, QuicError> {
         let thread = EndpointThread::start("quic-server")?;
-        let config = &shared.config;
-        let provider = tls::provider();
-        let leaf = Arc::new(CurrentLeaf::new(shared.identity.certified_key(&provider)?));
-        let crypto = tls::server(&shared.identity, leaf.clone(), provider.clone())?;
-        let mut server = ServerConfig::with_crypto(Arc::new(crypto));
-        server
-            .transport_config(tuning::server_transport(config))
-            .migration(true)
-            .max_incoming(MAX_INCOMING)
-            .incoming_buffer_size(INCOMING_BUFFER)
-            .incoming_buffer_size_total(INCOMING_BUFFERS);
-        let socket = tuning::socket(config.listen)?;
-        let mut endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
-        restart::resets(&mut endpoint_config, shared.identity.secret_key());
-        let failed = |source| QuicError::Socket { address: config.listen, source };
         let guard = thread.handle().enter();
-        let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+        let (endpoint, address) = open(shared, &Surroundings::machine())?;
         drop(guard);
-        let address = endpoint.local_addr().map_err(failed)?;
-        let door = Arc::new(Door {
-            handshakes: Semaphore::new(config.handshakes),
-            pending: AtomicUsize::new(0),
-            inside: Mutex::default(),
-            shared: shared.clone(),
-        });
-        thread.handle().spawn(accept(endpoint.clone(), door.clone()));
-        thread.handle().spawn(look_after(door, leaf, provider));
         Ok(Self { endpoint, address, thread })
+    }
+
+    pub(super) fn handle(&self) -> &Handle {
+        self.thread.handle()
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -179,6 +161,43 @@ impl Drop for Place {
             }
         }
     }
+}
+
+/// Opens the door, in the event loop that this is called in: the endpoint and its address.
+pub(in super::super) fn open(
+    shared: Arc<Shared>,
+    surroundings: &Surroundings,
+) -> Result<(Endpoint, SocketAddr), QuicError> {
+    let (config, provider) = (&shared.config, &surroundings.provider);
+    let leaf = Arc::new(CurrentLeaf::new(shared.identity.certified_key(provider)?));
+    let crypto = tls::server(&shared.identity, leaf.clone(), provider.clone())?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    server
+        .transport_config(tuning::server_transport(config))
+        .migration(true)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
+    let mut endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
+    restart::resets(&mut endpoint_config, shared.identity.secret_key(), provider.secure_random);
+    let endpoint = surroundings.endpoint(config.listen, endpoint_config, Some(server))?;
+    let address = endpoint.local_addr().map_err(|source| QuicError::Socket { address: config.listen, source })?;
+    let door = Arc::new(Door {
+        handshakes: Semaphore::new(config.handshakes),
+        pending: AtomicUsize::new(0),
+        inside: Mutex::default(),
+        shared,
+    });
+    let (accepting, looking) = (accept(endpoint.clone(), door.clone()), look_after(door, leaf, provider.clone()));
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            // Ends with the endpoint.
+            () = accepting => {}
+            () = looking => {}
+        }
+    });
+    Ok((endpoint, address))
 }
 
 async fn accept(endpoint: Endpoint, door: Arc<Door>) {

@@ -2,27 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     ClientFailure, ClientId, LocalUpdate, Outcome, ParamSchema, ParamVector, Reply, Request, RoundIndex, SideInfo,
 };
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::{Instant, timeout_at};
 
 use super::super::blob::Blob;
 use super::participation::Participation;
 use super::state::Shared;
 use super::tasks::{Answer, Arrived, ArrivedUpdate, Exchange};
-use crate::wire::limits::{MAX_CHUNK_LEN, MAX_NAME, MAX_SIDE_SCALARS, MAX_SIDE_VECTORS};
+use crate::wire::limits::{MAX_NAME, MAX_SIDE_SCALARS, MAX_SIDE_VECTORS};
 use crate::wire::{BlobRef, Extensions, Frame, Hash, NamedBlob, TaskId, TaskKind, TaskOffer, scalars_to_wire};
 
 /// The outcomes of one exchange as they come.
-pub(super) struct Outcomes<'a, B: Backend> {
-    pub(super) shared: &'a Shared,
-    pub(super) schema: &'a Arc<ParamSchema>,
-    pub(super) device: &'a B::Device,
-    answers: Receiver<Answer>,
+pub(in super::super) struct Outcomes<'a, B: Backend> {
+    shared: &'a Shared,
+    schema: &'a Arc<ParamSchema>,
+    device: &'a B::Device,
+    answers: UnboundedReceiver<Answer>,
     /// Failures that were known before anything was sent.
     failed: Vec<Outcome<B>>,
     outstanding: BTreeSet<ClientId>,
@@ -40,9 +41,9 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         requests: Vec<(ClientId, Request<B>)>,
         timeout: Duration,
     ) -> Self {
-        let (sender, answers) = channel();
+        let (sender, answers) = unbounded_channel();
         let deadline = Instant::now().checked_add(timeout);
-        let (mut exchange, mut blobs) = (Exchange::new(sender, deadline), Blobs::default());
+        let (mut exchange, mut blobs) = (Exchange::new(sender, deadline), Blobs::new(shared.limits.chunk_len));
         let (mut failed, mut outstanding) = (Vec::new(), BTreeSet::new());
         for (client, request) in requests {
             let offered = match shared.owner(client) {
@@ -79,19 +80,16 @@ impl<'a, B: Backend> Outcomes<'a, B> {
             }
         }
     }
-}
 
-impl<B: Backend> Iterator for Outcomes<'_, B> {
-    type Item = Outcome<B>;
-
-    fn next(&mut self) -> Option<Outcome<B>> {
+    /// The next outcome, at the latest when the time is over; `None` after the last one.
+    pub(in super::super) async fn receive(&mut self) -> Option<Outcome<B>> {
         if let Some(failed) = self.failed.pop() {
             return Some(failed);
         }
         let first = *self.outstanding.first()?;
         let received = match self.deadline {
-            Some(deadline) => self.answers.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok(),
-            None => self.answers.recv().ok(),
+            Some(deadline) => timeout_at(deadline, self.answers.recv()).await.ok().flatten(),
+            None => self.answers.recv().await,
         };
         let Some(Answer { client, reply, memory }) = received else {
             self.outstanding.remove(&first);
@@ -113,17 +111,16 @@ impl<B: Backend> Drop for Outcomes<'_, B> {
 
 /// The vectors of one exchange, each encoded once however many clients get it.
 struct Blobs<B: Backend> {
+    chunk_len: u32,
     known: Vec<(ParamVector<B>, BlobRef)>,
     encoded: BTreeMap<Hash, Arc<Blob>>,
 }
 
-impl<B: Backend> Default for Blobs<B> {
-    fn default() -> Self {
-        Self { known: Vec::new(), encoded: BTreeMap::new() }
-    }
-}
-
 impl<B: Backend> Blobs<B> {
+    fn new(chunk_len: u32) -> Self {
+        Self { chunk_len, known: Vec::new(), encoded: BTreeMap::new() }
+    }
+
     fn add(&mut self, vector: &ParamVector<B>, schema: &ParamSchema) -> Result<BlobRef, ClientFailure> {
         let failed = |reason: String| ClientFailure::Failed { reason };
         // The newest first: requests to many clients share a vector, and those that do not are given one after another.
@@ -131,7 +128,7 @@ impl<B: Backend> Blobs<B> {
             return Ok(*name);
         }
         schema.ensure_same(vector.schema()).map_err(|e| failed(format!("a vector of another model: {e}")))?;
-        let blob = Blob::of_vector(vector.to_host(), MAX_CHUNK_LEN).map_err(|e| failed(e.to_string()))?;
+        let blob = Blob::of_vector(vector.to_host(), self.chunk_len).map_err(|e| failed(e.to_string()))?;
         let name = blob.name();
         self.known.push((vector.clone(), name));
         self.encoded.entry(name.root).or_insert_with(|| Arc::new(blob));

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{Connection, VarInt};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::super::stream::close;
 use super::super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};

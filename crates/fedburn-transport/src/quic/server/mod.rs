@@ -7,6 +7,7 @@ mod exchange;
 mod link;
 mod participation;
 mod requests;
+mod rounds;
 mod state;
 mod tasks;
 mod uploads;
@@ -15,21 +16,18 @@ mod watch;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{
-    ClientId, ClientInfo, Outcome, ParamSchema, Request, RoundIndex, ServerTransport, StateError, TransportError,
-};
+use fedburn_core::{ClientId, ClientInfo, Outcome, ParamSchema, Request, RoundIndex, ServerTransport, TransportError};
+use tokio::time::Instant;
 
 use super::config::QuicConfig;
 use super::plan::Plan;
 use super::{IdentityError, JoinString, NodeRegistry, QuicError, ServerIdentity};
-use crate::wire::{Hash, VectorPayload, limits::MAX_CHUNK_LEN};
+use crate::wire::ServerLimits;
 use endpoint::ServerEndpoint;
-use exchange::Outcomes;
-use participation::Participation;
-use state::{Parts, Shared};
+use rounds::{Rounds, Setup};
 
 /// The server's end of a federation over the network.
 ///
@@ -64,12 +62,9 @@ use state::{Parts, Shared};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct QuicServer<B: Backend> {
-    shared: Arc<Shared>,
+    rounds: Rounds<B>,
     endpoint: ServerEndpoint,
     join: JoinString,
-    schema: Arc<ParamSchema>,
-    device: B::Device,
-    participation: Participation,
 }
 
 impl<B: Backend> QuicServer<B> {
@@ -89,26 +84,16 @@ impl<B: Backend> QuicServer<B> {
         participation: PathBuf,
         resumed: RoundIndex,
     ) -> Result<Self, QuicError> {
-        config.check()?;
-        VectorPayload::new(schema.num_values(), 1, MAX_CHUNK_LEN)
-            .map_err(|e| QuicError::Unusable { what: "model", reason: e.to_string() })?;
-        let plan_hash = Hash(plan.hash);
-        let participation = Participation::open(participation, plan_hash, resumed)?;
         let (pin, secret) = identity.pin_and_secret()?;
-        let shared = Arc::new(Shared::new(Parts {
-            plan: plan.encode()?,
-            plan_hash,
-            schema: schema.fingerprint(),
-            num_values: schema.num_values(),
-            epoch: random()?,
-            config,
-            identity,
-        }));
+        let (epoch, limits) = (random()?, ServerLimits::default());
+        let setup = Setup { config, identity, plan, participation, resumed, epoch, limits };
+        let rounds = Rounds::new(setup, schema, device)?;
+        let shared = rounds.shared();
         let endpoint = ServerEndpoint::start(shared.clone())?;
         let address = endpoint.address();
         let join = JoinString::new(public_host(&shared.config, address), address.port(), pin, secret);
         tracing::info!(%address, "server.listening");
-        Ok(Self { shared, endpoint, join, schema, device, participation })
+        Ok(Self { rounds, endpoint, join })
     }
 
     /// The address that the server listens at, with the port that it was given where none was asked for.
@@ -126,7 +111,8 @@ impl<B: Backend> QuicServer<B> {
     /// # Errors
     /// [`QuicError::TimedOut`].
     pub fn wait_for(&self, clients: usize, timeout: Duration, seen: &mut dyn FnMut(usize)) -> Result<(), QuicError> {
-        match self.shared.wait_for(clients, Instant::now().checked_add(timeout), seen) {
+        let deadline = Instant::now().checked_add(timeout);
+        match self.endpoint.handle().block_on(self.rounds.shared().wait_for(clients, deadline, seen)) {
             true => Ok(()),
             false => Err(QuicError::TimedOut { what: format!("{clients} clients"), seconds: timeout.as_secs() }),
         }
@@ -134,20 +120,21 @@ impl<B: Backend> QuicServer<B> {
 
     /// The nodes that may take part.
     pub fn nodes(&self) -> NodeRegistry {
-        self.shared.identity.nodes().clone()
+        self.rounds.shared().identity.nodes().clone()
     }
 
     /// Says goodbye to every node and waits until they have left, for as long as the configuration allows.
     pub fn close(self) {
-        self.shared.finish();
-        self.shared.say_goodbye("the run has ended");
-        self.endpoint.drain(Duration::from_secs(self.shared.config.drain_secs));
+        let shared = self.rounds.shared();
+        shared.finish();
+        shared.say_goodbye("the run has ended");
+        self.endpoint.drain(Duration::from_secs(shared.config.drain_secs));
     }
 }
 
 impl<B: Backend> ServerTransport<B> for QuicServer<B> {
     fn clients(&self) -> Arc<[ClientInfo]> {
-        self.shared.clients()
+        self.rounds.shared().clients()
     }
 
     fn exchange<'a>(
@@ -155,24 +142,18 @@ impl<B: Backend> ServerTransport<B> for QuicServer<B> {
         requests: Vec<(ClientId, Request<B>)>,
         timeout: Duration,
     ) -> Box<dyn Iterator<Item = Outcome<B>> + 'a> {
-        let (shared, schema, device) = (&*self.shared, &self.schema, &self.device);
-        Box::new(Outcomes::begin(shared, schema, device, &self.participation, requests, timeout))
+        let mut outcomes = self.rounds.exchange(requests, timeout);
+        let handle = self.endpoint.handle();
+        Box::new(std::iter::from_fn(move || handle.block_on(outcomes.receive())))
     }
 
     fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError> {
-        self.participation.closed(round, included).map_err(state_error)?;
-        self.shared.round_closed(round);
-        Ok(())
+        self.rounds.close_round(round, included)
     }
 
     fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.participation.checkpointed(round).map_err(state_error)
+        self.rounds.checkpointed(round)
     }
-}
-
-fn state_error(error: QuicError) -> TransportError {
-    let place = "record of participations".to_owned();
-    TransportError::State { source: StateError::Store { place, reason: error.to_string() } }
 }
 
 /// Where nodes find the server.

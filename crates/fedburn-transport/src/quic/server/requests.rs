@@ -95,6 +95,7 @@ async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Me
     }
     let mut exchanges = shared.exchanges();
     let granted = tokio::select! {
+        biased;
         upload = uploads::begin(shared, link, task, vectors) => upload,
         _ = exchanges.changed() => None,
         _ = link.connection.closed() => None,
@@ -116,9 +117,11 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
         return refused;
     }
     let received = match &commit.payload {
-        Payload::Inline { vectors, data } => decode_inline(data, shared.num_values, 1 + vectors.len())
-            .map(|(values, root)| (vectors.clone(), values, root, None))
-            .map_err(|e| e.to_string()),
+        Payload::Inline { vectors, data } => {
+            decode_inline(data, shared.num_values, 1 + vectors.len(), shared.limits.chunk_len)
+                .map(|(values, root)| (vectors.clone(), values, root, None))
+                .map_err(|e| e.to_string())
+        }
         _ => match received(link, shared, task).await {
             Some(received) => Ok(received),
             None => return unknown(task),
@@ -152,6 +155,7 @@ async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received
     let upload = link.held(task)?;
     let mut exchanges = shared.exchanges();
     tokio::select! {
+        biased;
         () = upload.assembly.full() => {}
         _ = exchanges.changed() => return None,
         _ = link.connection.closed() => return None,

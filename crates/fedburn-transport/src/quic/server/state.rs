@@ -1,11 +1,11 @@
 //! What a server knows, shared between its event loop and whoever runs the rounds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fedburn_core::{ClientFailure, ClientId, ClientInfo, RoundIndex};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 
 use super::super::blob::Blob;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
@@ -13,8 +13,8 @@ use super::link::Link;
 use super::tasks::{Arrived, Exchange};
 use super::uploads::{Memory, Slots, Upload};
 use crate::wire::{
-    Bye, Cancel, ClientEntry, CloseCode, CommitState, Extensions, Hash, Message, Refusal, RoundClosed, TaskId,
-    TaskOffer,
+    Bye, Cancel, ClientEntry, CloseCode, CommitState, Extensions, Hash, Message, Refusal, RoundClosed, ServerLimits,
+    TaskId, TaskOffer,
 };
 
 /// What a server knows. Locks are held for moments and never across a wait; where two are held, this one's is the outer.
@@ -28,11 +28,12 @@ pub(super) struct Shared {
     pub(super) num_values: usize,
     /// Another number than before means that unfinished uploads are forgotten.
     pub(super) epoch: u64,
+    pub(super) limits: ServerLimits,
     pub(super) uploads: Slots,
     pub(super) downloads: Arc<Semaphore>,
     federation: Mutex<Federation>,
     /// Told when clients come or go.
-    changed: Condvar,
+    changed: Notify,
     /// Changes when an exchange ends.
     exchanges: watch::Sender<u64>,
 }
@@ -63,11 +64,12 @@ pub(super) struct Parts {
     pub(super) schema: u64,
     pub(super) num_values: usize,
     pub(super) epoch: u64,
+    pub(super) limits: ServerLimits,
 }
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { config, identity, plan, plan_hash, schema, num_values, epoch } = parts;
+        let Parts { config, identity, plan, plan_hash, schema, num_values, epoch, limits } = parts;
         Self {
             uploads: Slots::new(&config),
             downloads: Arc::new(Semaphore::new(config.download_slots)),
@@ -78,8 +80,9 @@ impl Shared {
             schema,
             num_values,
             epoch,
+            limits,
             federation: Mutex::default(),
-            changed: Condvar::new(),
+            changed: Notify::new(),
             exchanges: watch::Sender::new(0),
         }
     }
@@ -100,28 +103,30 @@ impl Shared {
     }
 
     /// Waits until there are so many clients, or the deadline; gives their number each time it changes.
-    pub(super) fn wait_for(&self, clients: usize, deadline: Option<Instant>, seen: &mut dyn FnMut(usize)) -> bool {
-        let mut federation = self.lock();
+    pub(super) async fn wait_for(
+        &self,
+        clients: usize,
+        deadline: Option<Instant>,
+        seen: &mut dyn FnMut(usize),
+    ) -> bool {
         let mut told = None;
         loop {
-            let count = federation.clients.len();
+            let changed = self.changed.notified();
+            let count = self.lock().clients.len();
             if told != Some(count) {
-                // Who is told may take its time.
-                drop(federation);
                 seen(count);
-                federation = self.lock();
                 told = Some(count);
-                continue;
             }
             if count >= clients {
                 return true;
             }
-            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return false;
+            match deadline {
+                None => changed.await,
+                Some(deadline) => match timeout_at(deadline, changed).await {
+                    Ok(()) => {}
+                    Err(_) => return false,
+                },
             }
-            let left = left.unwrap_or(Duration::from_secs(3600));
-            federation = self.changed.wait_timeout(federation, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -151,7 +156,7 @@ impl Shared {
             old.release(|_| false);
             old.close(CloseCode::Replaced, "the node has connected again");
         }
-        self.changed.notify_all();
+        self.changed.notify_waiters();
         Ok(())
     }
 
@@ -164,7 +169,7 @@ impl Shared {
             node.link = None;
             node.away_since = Some(Instant::now());
         }
-        self.changed.notify_all();
+        self.changed.notify_waiters();
     }
 
     /// Gives up on nodes that are away for too long or no longer admitted.
@@ -182,7 +187,7 @@ impl Shared {
         }
         drop(federation);
         if !gone.is_empty() {
-            self.changed.notify_all();
+            self.changed.notify_waiters();
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fedburn_core::{ClientFailure, ClientId, ClientReport, Metrics};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
 
 use super::super::NodeId;
 use super::uploads::{Memory, Upload};
@@ -38,7 +39,7 @@ pub(super) struct ArrivedUpdate {
 
 /// The requests of one exchange.
 pub(super) struct Exchange {
-    answers: Sender<Answer>,
+    answers: UnboundedSender<Answer>,
     deadline: Option<Instant>,
     tasks: BTreeMap<TaskId, Task>,
     of_node: BTreeMap<NodeId, Vec<TaskId>>,
@@ -54,7 +55,7 @@ struct Task {
 
 impl Exchange {
     /// An exchange of nothing yet; answers go to `answers`.
-    pub(super) fn new(answers: Sender<Answer>, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(answers: UnboundedSender<Answer>, deadline: Option<Instant>) -> Self {
         Self { answers, deadline, tasks: BTreeMap::new(), of_node: BTreeMap::new() }
     }
 

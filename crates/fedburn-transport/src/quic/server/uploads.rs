@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quinn::{RecvStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::super::QuicConfig;
 use super::super::blob::Assembly;
@@ -102,7 +102,7 @@ pub(super) async fn begin(
             let bytes = shared.num_values as u64 * 4 * (1 + names.len() as u64);
             let memory = shared.uploads.memory(bytes, shared).await?;
             // Cannot fail where the server's own model is within the limits; were it not, no task would be offered.
-            let assembly = Assembly::of_vectors(shared.num_values, 1 + names.len()).ok()?;
+            let assembly = Assembly::of_vectors(shared.num_values, 1 + names.len(), shared.limits.chunk_len).ok()?;
             let upload = Arc::new(Upload {
                 task,
                 names,
@@ -132,6 +132,7 @@ async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Arc<Upload
     let mut before = first;
     loop {
         tokio::select! {
+            biased;
             () = tokio::time::sleep(patience) => {}
             _ = link.connection.closed() => return,
         }

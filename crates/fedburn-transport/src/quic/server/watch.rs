@@ -40,6 +40,7 @@ pub(super) async fn serve(link: &Arc<Link>, shared: &Arc<Shared>, sending: &mut 
             return link.close(CloseCode::Ok, "goodbye");
         }
         tokio::select! {
+            biased;
             () = link.wake.notified() => {}
             _ = link.connection.closed() => return,
         }

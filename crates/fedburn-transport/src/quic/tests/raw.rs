@@ -5,6 +5,7 @@ use tokio::runtime::Handle;
 use super::super::client::Dialer;
 use super::super::runtime::EndpointThread;
 use super::super::stream::{FrameReader, REQUEST, StreamError, ask, close, send};
+use super::super::surroundings::Surroundings;
 use super::*;
 use crate::wire::{Announce, Body, ChunkHeader, ClientEntry, CloseCode, Extensions, Hash, Message, TaskOffer, Watch};
 
@@ -29,7 +30,7 @@ impl Raw {
         let thread = EndpointThread::start("raw").unwrap();
         let (join, identity) = (server.join_string(), site.node(name));
         let (dialer, connection) = thread.handle().block_on(async {
-            let dialer = Dialer::new(join, identity, client_config());
+            let dialer = Dialer::new(join, identity, client_config(), Surroundings::machine());
             let (connection, _) = dialer.connect().await.unwrap();
             (dialer, connection)
         });
