@@ -1,9 +1,10 @@
 //! Files of results: written as a whole, read leniently.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use fedburn::durable::{self, Access};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -40,7 +41,7 @@ pub enum ResultsError {
 /// # Errors
 /// [`ResultsError::Write`]; the old file is then untouched and nothing is left beside it.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
-    replace(path, bytes, 0o666).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
+    replace(path, bytes, Access::Anybody).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
 }
 
 /// [`write_atomic`] for a file that only its owner may read.
@@ -48,7 +49,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
 /// # Errors
 /// As [`write_atomic`].
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
-    replace(path, bytes, 0o600).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
+    replace(path, bytes, Access::Owner).map_err(|source| ResultsError::Write { path: path.to_owned(), source })
 }
 
 /// Writes a value as indented JSON with [`write_atomic`].
@@ -75,19 +76,11 @@ pub fn write_csv<R: Serialize>(path: &Path, rows: &[R]) -> Result<(), ResultsErr
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(dir)?;
-    let mut builder = tempfile::Builder::new();
-    // A temporary file is private by default; results are meant to be read by others, as far as the umask allows.
-    #[cfg(unix)]
-    builder.permissions(<fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(mode));
-    #[cfg(not(unix))]
-    let _ = mode;
-    let mut file = builder.prefix(".writing-").tempfile_in(dir)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map(drop).map_err(|e| e.error)
+fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    durable::replace(path, bytes, access)
 }
 
 /// The file decoded, `None` where there is none; the error names the file.

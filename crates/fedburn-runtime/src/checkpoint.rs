@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::durable;
+use fedburn_durable as durable;
 
 /// A run after a round.
 #[derive(Clone, Debug)]
@@ -210,13 +210,13 @@ impl CheckpointDir {
         let place = self.place(checkpoint.round);
         let unfinished = place.with_extension(UNFINISHED);
         let write = || -> io::Result<()> {
-            durable::unless_missing(fs::remove_dir_all(&unfinished))?;
-            fs::create_dir(&unfinished)?;
+            durable::unless_missing(durable::remove_dir_all(&unfinished))?;
+            durable::create_dir(&unfinished)?;
             files.iter().try_for_each(|(name, bytes)| durable::write_synced(&unfinished.join(name), bytes))?;
             durable::sync_directory(&unfinished)?;
             // A run that reaches a round again went on from before it, because this one was damaged.
-            durable::unless_missing(fs::remove_dir_all(&place))?;
-            fs::rename(&unfinished, &place)?;
+            durable::unless_missing(durable::remove_dir_all(&place))?;
+            durable::rename(&unfinished, &place)?;
             durable::sync_directory(&self.path)
         };
         write().map_err(|source| failed(&place, source))?;
@@ -226,7 +226,7 @@ impl CheckpointDir {
         let kept = usable.split_off(usable.len().saturating_sub(KEPT));
         for round in later.into_iter().chain(usable) {
             let place = self.place(round);
-            durable::unless_missing(fs::remove_dir_all(&place)).map_err(|source| failed(&place, source))?;
+            durable::unless_missing(durable::remove_dir_all(&place)).map_err(|source| failed(&place, source))?;
         }
         Ok(kept.first().copied().unwrap_or(checkpoint.round))
     }
@@ -267,7 +267,7 @@ impl CheckpointDir {
     pub fn clear(&self) -> Result<(), CheckpointError> {
         for round in self.rounds()?.into_iter().rev() {
             let place = self.place(round);
-            fs::remove_dir_all(&place).map_err(|source| failed(&place, source))?;
+            durable::remove_dir_all(&place).map_err(|source| failed(&place, source))?;
         }
         durable::sync_directory(&self.path).map_err(|source| failed(&self.path, source))
     }

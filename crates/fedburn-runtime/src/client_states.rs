@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use fedburn_core::{ClientId, History, RoundIndex, StateDict, StateError};
 use sha2::{Digest, Sha256};
 
-use crate::durable;
+use fedburn_durable::{self as durable, Access};
 
 /// The states of the clients that one process is, on disk by client and round; survives `kill -9` and power loss at any
 /// point. Clients that keep no state cost one small file each.
@@ -119,7 +119,7 @@ impl ClientStates {
                 fs::create_dir_all(&directory)?;
                 durable::sync_directory(&self.root.join(CLIENTS))?;
             }
-            durable::replace(&path, &bytes)
+            durable::replace(&path, &bytes, Access::Anybody)
         };
         write().map_err(|e| failed(&path, &e))
     }
@@ -147,7 +147,7 @@ impl ClientStates {
 
     fn drop_version(&self, client: ClientId, version: RoundIndex) -> Result<(), StateError> {
         let path = self.path(client, version);
-        durable::unless_missing(fs::remove_file(&path)).map_err(|e| failed(&path, &e))
+        durable::unless_missing(durable::remove_file(&path)).map_err(|e| failed(&path, &e))
     }
 
     fn directory(&self, client: ClientId) -> PathBuf {

@@ -8,7 +8,6 @@ mod client_loop;
 mod client_states;
 mod config;
 mod coordinator;
-mod durable;
 mod error;
 mod exact_sum;
 mod gather;

@@ -9,7 +9,7 @@ use fedburn_core::{Event, Metrics, Observer, RoundIndex, StopReason};
 use serde::{Deserialize, Serialize};
 
 use super::{ObserverError, Outcome};
-use crate::durable;
+use fedburn_durable::{self as durable, Access};
 
 /// One round as a row of `rounds.csv`. Round 0 is the model before training, if it was measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ impl RoundsCsv {
                 last = Some((row.clone(), text.len() as u64));
                 text.extend(line(row)?);
             }
-            durable::replace(path, &text)?;
+            durable::replace(path, &text, Access::Anybody)?;
             let file = OpenOptions::new().write(true).open(path)?;
             Ok(Self { file, last, end: text.len() as u64, outcome: Outcome::new(path) })
         };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use fedburn_core::{Event, Observer, RoundIndex, StopReason};
 
 use super::{ObserverError, Outcome};
-use crate::durable;
+use fedburn_durable::{self as durable, Access};
 
 /// Writes every event as one line of JSON. What a metric that is not finite was, is kept: as text (`"NaN"`).
 ///
@@ -71,7 +71,7 @@ impl JsonLines {
                 kept.extend_from_slice(&log.line);
             }
         }
-        durable::replace(path, &kept).map_err(ObserverError::io(path))?;
+        durable::replace(path, &kept, Access::Anybody).map_err(ObserverError::io(path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(ObserverError::io(path))?;
         Ok(Self { file: BufWriter::new(file), outcome: Outcome::new(path) })
     }

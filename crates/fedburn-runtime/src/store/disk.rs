@@ -23,7 +23,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fedburn_core::{ClientId, RoundIndex, StateDict, StateError, StateStore};
 
-use crate::durable;
+use fedburn_durable::{self as durable, Access};
 
 /// Keeps client state on disk, one safetensors file a client and version; survives `kill -9` and power loss at any
 /// point. Memory does not depend on the number of clients.
@@ -103,7 +103,7 @@ impl DiskStore {
             if known.is_empty() { Vec::new() } else { serde_json::from_slice(&known).map_err(damaged)? };
         openings.push(after);
         let bytes = serde_json::to_vec(&openings).map_err(damaged)?;
-        durable::replace(&path, &bytes).map_err(|e| failed(&path, &e))?;
+        durable::replace(&path, &bytes, Access::Anybody).map_err(|e| failed(&path, &e))?;
         Ok(Self { root, openings, open: Mutex::default(), _lock: lock })
     }
 
@@ -148,7 +148,7 @@ impl DiskStore {
             fs::create_dir_all(&directory)?;
             directory.ancestors().skip(1).take(2).try_for_each(durable::sync_directory)?;
         }
-        fs::rename(&staged, directory.join(version.file_name()))?;
+        durable::rename(&staged, &directory.join(version.file_name()))?;
         durable::sync_directory(&directory)
     }
 
@@ -162,7 +162,7 @@ impl DiskStore {
         let directory = self.directory(client);
         for version in dropped {
             let path = directory.join(version.file_name());
-            durable::unless_missing(fs::remove_file(&path)).map_err(|e| failed(&path, &e))?;
+            durable::unless_missing(durable::remove_file(&path)).map_err(|e| failed(&path, &e))?;
         }
         Ok(kept.len() > 1)
     }
@@ -198,7 +198,7 @@ impl StateStore for DiskStore {
                     open.grown.insert(client);
                 } else {
                     let path = self.staged_path(client, staged_in);
-                    durable::unless_missing(fs::remove_file(&path)).map_err(|e| failed(&path, &e))?;
+                    durable::unless_missing(durable::remove_file(&path)).map_err(|e| failed(&path, &e))?;
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use fedburn_durable::{self as durable, Access};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, PublicKeyData, SerialNumber,
@@ -12,7 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::keys::PrivateKey;
-use super::{IdentityError, NodeId, files};
+use super::{IdentityError, NodeId};
 
 /// What a certificate lets its key be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +108,7 @@ pub(crate) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
 /// Writes certificates as PEM.
 pub(crate) fn write_certificates(path: &Path, chain: &[CertificateDer<'_>]) -> Result<(), IdentityError> {
     let text: String = chain.iter().map(|c| to_pem(c)).collect();
-    files::replace(path, text.as_bytes()).map_err(|e| IdentityError::file(path, e))
+    durable::replace(path, text.as_bytes(), Access::Owner).map_err(|e| IdentityError::file(path, e))
 }
 
 /// From when to when a certificate holds.

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::str::FromStr;
 
 use data_encoding::BASE32_NOPAD;
+use fedburn_durable::{self as durable, Access};
 use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SignatureAlgorithm, SigningKey};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::ParsedCertificate;
 use serde::{Deserialize, Serialize};
 
-use super::{IdentityError, files};
+use super::IdentityError;
 
 /// Who a node is: the BLAKE3 hash, 256 bits, of its public key (as SubjectPublicKeyInfo, DER). Certificates come and
 /// go; the key and this number stay. Written as 52 characters of base32.
@@ -98,12 +99,13 @@ impl PrivateKey {
 
     /// Reads the key in `path`; makes and writes one where there is none.
     pub(crate) fn open(path: &Path) -> Result<Self, IdentityError> {
-        let text = files::unless_missing(std::fs::read_to_string(path)).map_err(|e| IdentityError::file(path, e))?;
+        let text = durable::unless_missing(std::fs::read_to_string(path)).map_err(|e| IdentityError::file(path, e))?;
         if !text.is_empty() {
             return KeyPair::from_pem(&text).map(Self).map_err(|e| IdentityError::content(path, e));
         }
         let key = Self::generate()?;
-        files::replace(path, key.0.serialize_pem().as_bytes()).map_err(|e| IdentityError::file(path, e))?;
+        durable::replace(path, key.0.serialize_pem().as_bytes(), Access::Owner)
+            .map_err(|e| IdentityError::file(path, e))?;
         Ok(key)
     }
 

@@ -7,7 +7,6 @@
 mod authority;
 pub(crate) mod enrol;
 mod error;
-pub(crate) mod files;
 mod join;
 mod keys;
 mod node;

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fedburn_durable as durable;
+
 use super::authority::{read_certificates, validity};
 use super::keys::to_base32;
 use super::node::spki_hash;
-use super::{IdentityError, NodeId, ServerIdentity, files};
+use super::{IdentityError, NodeId, ServerIdentity};
 
 /// A server's identity as its operator sees it.
 ///
@@ -61,7 +63,7 @@ impl ServerRecord {
         Self::of(dir)?;
         for name in [CERTIFICATE, SECRET] {
             let path = dir.join(name);
-            files::unless_missing(std::fs::remove_file(&path)).map_err(|e| IdentityError::file(&path, e))?;
+            durable::unless_missing(std::fs::remove_file(&path)).map_err(|e| IdentityError::file(&path, e))?;
         }
         ServerIdentity::open(dir)?;
         Self::of(dir)

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use fedburn_durable::{self as durable, Access};
 use serde::{Deserialize, Serialize};
 
-use super::{IdentityError, NodeId, files};
+use super::{IdentityError, NodeId};
 
 /// Whether a node may take part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,7 +144,7 @@ impl NodeRegistry {
         if nodes.get(&node).is_none_or(|entry| entry.standing != standing) {
             nodes.insert(node, Entry { standing, since });
             let text = serde_json::to_vec_pretty(&nodes).map_err(|e| IdentityError::content(path, e))?;
-            files::replace(path, &text).map_err(|e| IdentityError::file(path, e))?;
+            durable::replace(path, &text, Access::Owner).map_err(|e| IdentityError::file(path, e))?;
         }
         *self.lock() = Known { nodes, stamp: self.stamp()? };
         Ok(())
@@ -151,7 +152,7 @@ impl NodeRegistry {
 
     fn read(&self) -> Result<BTreeMap<NodeId, Entry>, IdentityError> {
         let path = &self.0.path;
-        let bytes = files::unless_missing(fs::read(path)).map_err(|e| IdentityError::file(path, e))?;
+        let bytes = durable::unless_missing(fs::read(path)).map_err(|e| IdentityError::file(path, e))?;
         if bytes.is_empty() {
             return Ok(BTreeMap::new());
         }
@@ -164,7 +165,7 @@ impl NodeRegistry {
         #[cfg(not(unix))]
         let number = |_: &fs::Metadata| 0;
         let stamp = fs::metadata(&self.0.path).and_then(|m| Ok(Some((m.modified()?, m.len(), number(&m)))));
-        files::unless_missing(stamp).map_err(|e| IdentityError::file(&self.0.path, e))
+        durable::unless_missing(stamp).map_err(|e| IdentityError::file(&self.0.path, e))
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use fedburn_durable::{self as durable, Access};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -16,7 +17,7 @@ use super::enrol::{self, ChannelBinding};
 use super::keys::{PrivateKey, from_base32, to_base32};
 use super::node::spki_hash;
 use super::operator::{CERTIFICATE, SECRET};
-use super::{IdentityError, NodeId, NodeRegistry, Standing, files};
+use super::{IdentityError, NodeId, NodeRegistry, Standing};
 
 /// What a server is and whom it admits.
 ///
@@ -216,14 +217,14 @@ pub(super) fn make_private_directory(dir: &Path) -> Result<(), IdentityError> {
 }
 
 fn open_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
-    let text = files::unless_missing(std::fs::read_to_string(path)).map_err(|e| IdentityError::file(path, e))?;
+    let text = durable::unless_missing(std::fs::read_to_string(path)).map_err(|e| IdentityError::file(path, e))?;
     if !text.is_empty() {
         return from_base32(text.trim()).ok_or_else(|| IdentityError::content(path, "is not 52 characters of base32"));
     }
     let mut secret = [0; 32];
     let drawn = SystemRandom::new().fill(&mut secret);
     drawn.map_err(|_| IdentityError::Make { what: "secret", reason: "no randomness".to_owned() })?;
-    files::replace(path, to_base32(&secret).as_bytes()).map_err(|e| IdentityError::file(path, e))?;
+    durable::replace(path, to_base32(&secret).as_bytes(), Access::Owner).map_err(|e| IdentityError::file(path, e))?;
     Ok(secret)
 }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use fedburn_core::{ClientId, RoundIndex};
+use fedburn_durable::{self as durable, Access};
 use serde::{Deserialize, Serialize};
 
 use super::super::QuicError;
-use super::super::identity::files;
 use crate::wire::Hash;
 
 /// A file with the rounds that counted, of each client, since the oldest checkpoint that the run may go back to.
@@ -38,7 +38,7 @@ impl Participation {
             what: "record of participations",
             reason: format!("{}: {reason}", path.display()),
         };
-        let bytes = files::unless_missing(std::fs::read(&path)).map_err(|e| unusable(e.to_string()))?;
+        let bytes = durable::unless_missing(std::fs::read(&path)).map_err(|e| unusable(e.to_string()))?;
         let mut record = Record { plan, durable: RoundIndex(0), rounds: BTreeMap::new() };
         if resumed > RoundIndex(0) && !bytes.is_empty() {
             let found: Record = serde_json::from_slice(&bytes).map_err(|e| unusable(e.to_string()))?;
@@ -94,7 +94,7 @@ impl Participation {
             reason: format!("{}: {reason}", self.path.display()),
         };
         let text = serde_json::to_vec(&self.record).map_err(|e| unusable(e.to_string()))?;
-        files::replace(&self.path, &text).map_err(|e| unusable(e.to_string()))
+        durable::replace(&self.path, &text, Access::Owner).map_err(|e| unusable(e.to_string()))
     }
 }
 

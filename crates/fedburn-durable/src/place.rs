@@ -1,0 +1,153 @@
+//! Files and directories as a whole: replaced, moved, removed.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::{Access, File};
+
+/// Replaces the content of `path`: written beside it, synced, then renamed. On error the old content is there, and
+/// nothing beside it.
+///
+/// # Errors
+/// What the system says.
+pub fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    // Two processes may write the same file: each beside it under its own name.
+    name.push(format!(".{}.tmp", std::process::id()));
+    let beside = Path::new(&name);
+    let write = || {
+        let mut file = File::create(beside, access)?;
+        file.write(bytes)?;
+        file.sync()?;
+        rename(beside, path)
+    };
+    write().inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = remove_file(beside);
+    })?;
+    sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Writes a file that is on disk when this returns. Not whole before: for names that nothing reads yet.
+///
+/// # Errors
+/// What the system says.
+pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path, Access::Anybody)?;
+    file.write(bytes)?;
+    file.sync()
+}
+
+/// Puts what was made, renamed or removed inside `directory` on disk.
+///
+/// # Errors
+/// What the system says.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
+    // A relative path of one component has the empty path as parent.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    allow(Step::SyncDirectory, directory)?;
+    fs::File::open(directory)?.sync_all()
+}
+
+/// Renames a file or directory, in the place of a file that is there.
+///
+/// # Errors
+/// What the system says.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    allow(Step::Rename(from), to)?;
+    fs::rename(from, to)
+}
+
+/// Makes a directory.
+///
+/// # Errors
+/// What the system says.
+pub fn create_dir(path: &Path) -> io::Result<()> {
+    allow(Step::Create, path)?;
+    fs::create_dir(path)
+}
+
+/// Removes a file.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    allow(Step::Remove, path)?;
+    fs::remove_file(path)
+}
+
+/// Removes a directory with all that is in it.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_dir_all(path: &Path) -> io::Result<()> {
+    allow(Step::Remove, path)?;
+    fs::remove_dir_all(path)
+}
+
+/// Treats what is not there as empty.
+///
+/// # Errors
+/// Any other than that nothing is there.
+pub fn unless_missing<T: Default>(result: io::Result<T>) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        other => other,
+    }
+}
+
+/// What is about to be done to a path.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(any(test, feature = "crash")), expect(dead_code, reason = "looked at by tests that crash"))]
+pub(crate) enum Step<'a> {
+    Create,
+    Write,
+    Truncate,
+    Sync,
+    Rename(&'a Path),
+    Remove,
+    SyncDirectory,
+}
+
+/// Whether a step may be taken: always, unless a test has made it the last.
+#[inline]
+pub(crate) fn allow(step: Step<'_>, path: &Path) -> io::Result<()> {
+    #[cfg(any(test, feature = "crash"))]
+    return crate::crash::step(step, path);
+    #[cfg(not(any(test, feature = "crash")))]
+    {
+        let _ = (step, path);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_replaced_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        replace(&path, b"old and long", Access::Owner).unwrap();
+        replace(&path, b"new", Access::Owner).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        assert!(replace(dir.path(), b"", Access::Anybody).is_err(), "a directory is in the way");
+        let parent = dir.path().parent().unwrap();
+        let left = format!("{}.{}.tmp", dir.path().display(), std::process::id());
+        assert!(!parent.join(left).exists(), "nothing is left beside it after an error");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_file_is_its_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        fs::write(&path, b"open to all").unwrap();
+        replace(&path, b"secret", Access::Owner).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
