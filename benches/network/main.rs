@@ -167,6 +167,7 @@ impl Bench {
                 seed: Seed::new(0).round(RoundIndex(round)).client(ClientId(k)),
                 side: SideInfo::default(),
                 reports: Reports::default(),
+                compression: Default::default(),
             };
             (ClientId(k), Request::Train(task))
         };

@@ -93,6 +93,7 @@ fn train() -> Result<[Option<f64>; 2], Box<dyn std::error::Error>> {
         seed: seed.purpose(Purpose::Training),
         side: SideInfo::default(),
         reports: Reports::default(),
+        compression: Default::default(),
     };
     let update = client.train(&task)?;
     Ok([before, client.evaluate(&update.params)?.get(Metrics::ACCURACY)])

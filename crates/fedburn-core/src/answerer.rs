@@ -4,11 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::backend::Backend;
 
-use crate::{ClientFailure, ClientId, Population, Reply, Request, StateDict, StateError, TrainError, Worker};
+use crate::{
+    ClientFailure, ClientId, CompressionConfig, LocalUpdate, ParamVector, Population, Purpose, Reply, Request,
+    StateDict, StateError, TrainError, TrainTask, Worker,
+};
 
 /// One worker of a population, which becomes whichever client is asked.
 ///
-/// A client that panics is a failure of that client: the worker, whose resident model may be torn, is built anew.
+/// A client that panics is a failure of that client: the worker, whose resident model may be torn, is built anew. Updates
+/// are compressed here as their task says, so that they are what the server reads wherever the client is.
 pub struct Answerer<'a, B: Backend> {
     population: &'a dyn Population<B>,
     worker: Option<Box<dyn Worker<B>>>,
@@ -19,7 +23,8 @@ pub struct Answerer<'a, B: Backend> {
 pub struct Answered<B: Backend> {
     /// For the server.
     pub reply: Reply<B>,
-    /// The client's state after training, empty for one that keeps none; `None` after an evaluation, which changes none.
+    /// The client's state after training, with what compression left out; empty for a client that keeps none. `None`
+    /// after an evaluation, which changes none.
     pub state: Option<StateDict>,
 }
 
@@ -62,13 +67,18 @@ fn answer<B: Backend>(
         other => ClientFailure::Failed { reason: other.to_string() },
     };
     let mut client = worker.client(id).map_err(training)?;
-    if let Some(state) = state().map_err(failed)? {
+    let mut left_out = StateDict::new();
+    if let Some(mut state) = state().map_err(failed)? {
+        left_out = state.split_off(COMPRESSION);
         client.restore(state).map_err(failed)?;
     }
     match request {
         Request::Train(task) => {
             let update = client.train(&task).map_err(training)?;
-            Ok(Answered { reply: Reply::Trained(update), state: Some(client.state()) })
+            let (update, left_out) = compress(&task, update, left_out)?;
+            let mut state = client.state();
+            state.nest(COMPRESSION, left_out);
+            Ok(Answered { reply: Reply::Trained(update), state: Some(state) })
         }
         Request::Evaluate { global, .. } => {
             let metrics = client.evaluate(&global).map_err(training)?;
@@ -77,7 +87,40 @@ fn answer<B: Backend>(
     }
 }
 
+/// The update as it is sent, and what is left out of it; `left_out` is that of earlier ones.
+fn compress<B: Backend>(
+    task: &TrainTask<B>,
+    mut update: LocalUpdate<B>,
+    mut left_out: StateDict,
+) -> Result<(LocalUpdate<B>, StateDict), ClientFailure> {
+    let CompressionConfig { up, error_feedback, .. } = task.compression;
+    if up.is_lossless() {
+        return Ok((update, StateDict::new()));
+    }
+    let failed = |reason: String| ClientFailure::Failed { reason };
+    let (global, seed) = (&task.global, task.seed.purpose(Purpose::Compression));
+    let before: Option<ParamVector<B>> = match left_out.is_empty() {
+        true => None,
+        false => {
+            let before = left_out.take_params(LEFT_OUT, global.schema(), &global.device());
+            Some(before.map_err(|e| failed(e.to_string()))?)
+        }
+    };
+    let sent = update.params.update_through(up, global, before.as_ref(), seed);
+    let (params, now) = sent.map_err(|e| failed(format!("the update cannot be compressed: {e}")))?;
+    update.params = params;
+    if error_feedback {
+        left_out.insert_params(LEFT_OUT, &now);
+    }
+    Ok((update, left_out))
+}
+
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown cause".to_owned())
 }
+
+/// Names the state of compression, beside the client's own.
+const COMPRESSION: &str = "compression";
+/// What the updates so far have left out, `e_k`.
+const LEFT_OUT: &str = "left_out";

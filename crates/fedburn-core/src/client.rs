@@ -6,7 +6,8 @@ use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    LocalUpdate, Metrics, ParamVector, Reports, RoundIndex, Seed, SideInfo, StateDict, StateError, TrainError,
+    CompressionConfig, LocalUpdate, Metrics, ParamVector, Reports, RoundIndex, Seed, SideInfo, StateDict, StateError,
+    TrainError,
 };
 
 /// A client's stable number within a run. Clients are ordered by it wherever order matters.
@@ -42,6 +43,8 @@ pub struct TrainTask<B: Backend> {
     pub side: SideInfo<B>,
     /// What the algorithm wants to know besides parameters.
     pub reports: Reports,
+    /// How the update is sent. Clients need not look at it: [`crate::Answerer`] does.
+    pub compression: CompressionConfig,
 }
 
 /// One participant: its data, its state kept across rounds, its way of training.

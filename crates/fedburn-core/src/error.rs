@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::{ClientId, RoundIndex};
+use crate::{ClientId, CodecError, RoundIndex};
 
 /// A flat vector, a schema and a module that do not go together.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -92,6 +92,14 @@ pub enum AggregateError {
         strategy: &'static str,
         /// The first tensor with such a value.
         path: String,
+    },
+    /// The model cannot be written as it is to be sent.
+    #[error("round {round}: the model cannot be compressed: {source}")]
+    Compression {
+        /// The round.
+        round: RoundIndex,
+        /// Why.
+        source: CodecError,
     },
     /// The strategy cannot work with what it got.
     #[error("round {round}: strategy `{strategy}`: {reason}")]

@@ -27,6 +27,8 @@
 mod answerer;
 mod averaging;
 mod client;
+mod codec;
+mod compression;
 mod error;
 mod evaluator;
 mod memory_store;
@@ -47,6 +49,8 @@ mod update;
 pub use answerer::{Answered, Answerer};
 pub use averaging::{MixingBlocks, MixingConfig, MixingEstimator, VarianceConfig};
 pub use client::{Client, ClientId, ClientInfo, Resample, ResamplingClient, TrainTask};
+pub use codec::{Codec, CodecError};
+pub use compression::{CompressionConfig, Encoded};
 pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
 pub use evaluator::Evaluator;
 pub use memory_store::MemoryStore;

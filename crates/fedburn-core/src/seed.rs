@@ -51,6 +51,8 @@ pub enum Purpose {
     Evaluation = 9,
     /// Simulated attacks.
     Attack = 10,
+    /// Rounding what is sent.
+    Compression = 11,
 }
 
 /// Which kind of child a derivation makes; keeps purpose 3, round 3 and client 3 apart.

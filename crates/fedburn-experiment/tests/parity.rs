@@ -106,6 +106,7 @@ fn local_steps<B: Kernels>(device: &B::Device) -> (Vec<f32>, f64) {
         seed: Seed::new(5),
         side: SideInfo::default(),
         reports: Reports::default(),
+        compression: Default::default(),
     };
     let update = population::<B>(training, device).worker().client(ClientId(0)).unwrap().train(&task).unwrap();
     (update.params.to_host(), update.metrics.get(Metrics::TRAIN_LOSS).unwrap())

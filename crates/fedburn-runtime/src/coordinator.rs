@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Event, LocalUpdate,
-    MemoryStore, Metrics, Outcome, ParamVector, Purpose, Reply, Reports, Request, Round, RoundIndex, SchemaError, Seed,
-    StateError, StateStore, Strategy, TrainTask, UpdateSet,
+    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Codec, CodecError,
+    CompressionConfig, Event, LocalUpdate, MemoryStore, Metrics, Outcome, ParamVector, Purpose, Reply, Reports,
+    Request, Round, RoundIndex, SchemaError, Seed, StateError, StateStore, Strategy, TrainTask, UpdateSet,
 };
 
 use crate::gather::Gathered;
@@ -59,6 +59,7 @@ pub struct Coordinator<B: Backend> {
     population: u64,
     min_updates: usize,
     threads: usize,
+    compression: CompressionConfig,
     finished: RoundIndex,
     global: ParamVector<B>,
     deploy: Option<ParamVector<B>>,
@@ -70,6 +71,8 @@ struct OpenRound<B: Backend> {
     /// Number of clients known when the round began, `N`.
     population: u64,
     began: Duration,
+    /// The global vector as clients and strategy have it: what of it gets through the codec.
+    sent: ParamVector<B>,
     waiting: BTreeSet<ClientId>,
     gathered: Gathered<B>,
     metrics: BTreeMap<ClientId, Metrics>,
@@ -96,6 +99,7 @@ impl<B: Backend> Coordinator<B> {
             population: 0,
             min_updates: min_updates.max(1),
             threads: 1,
+            compression: CompressionConfig::default(),
             finished: RoundIndex(0),
             global,
             deploy: None,
@@ -115,6 +119,13 @@ impl<B: Backend> Coordinator<B> {
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads.max(1);
+        self
+    }
+
+    /// Sends models and updates as `compression` says.
+    #[must_use]
+    pub fn with_compression(mut self, compression: CompressionConfig) -> Self {
+        self.compression = compression;
         self
     }
 
@@ -193,6 +204,9 @@ impl<B: Backend> Coordinator<B> {
             return Ok(Vec::new());
         }
         let index = self.finished.next();
+        let rounding = self.seed.purpose(Purpose::Compression).round(index);
+        let unusable = |e: CodecError| AggregateError::Compression { round: index, source: e };
+        let sent = self.global.through(self.compression.down, rounding).map_err(unusable)?;
         let cohort = self.sampler.sample(index, clients, self.seed.purpose(Purpose::Sampling));
         let mut effects = vec![Effect::Emit(Event::RoundStarted {
             round: index,
@@ -203,6 +217,7 @@ impl<B: Backend> Coordinator<B> {
             index,
             population: self.population.max(clients.len() as u64),
             began: now,
+            sent,
             waiting: cohort.iter().copied().collect(),
             gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads),
             metrics: BTreeMap::new(),
@@ -213,13 +228,14 @@ impl<B: Backend> Coordinator<B> {
         let seeds = self.seed.purpose(Purpose::Training).round(index);
         for client in cohort {
             let side = self.strategy.side_info(index, client);
-            round.bytes_down += self.global.schema().num_bytes() + side.num_bytes();
+            round.bytes_down += self.vector_bytes(self.compression.down) + side.num_bytes();
             let task = TrainTask {
                 round: index,
-                global: self.global.clone(),
+                global: round.sent.clone(),
                 seed: seeds.client(client),
                 side,
                 reports: self.strategy.reports(),
+                compression: self.compression,
             };
             effects.push(Effect::Send(client, Request::Train(task)));
         }
@@ -231,7 +247,13 @@ impl<B: Backend> Coordinator<B> {
         Ok(effects)
     }
 
+    /// Bytes of a vector of the model on the wire.
+    fn vector_bytes(&self, codec: Codec) -> u64 {
+        codec.vector_len(self.global.schema()) as u64
+    }
+
     fn collect(&mut self, outcome: Outcome<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
+        let vector_bytes = self.vector_bytes(self.compression.up);
         let Some(round) = &mut self.open else { return Ok(Vec::new()) };
         let client = outcome.client;
         if !round.waiting.remove(&client) {
@@ -245,7 +267,7 @@ impl<B: Backend> Coordinator<B> {
         });
         let reports = self.strategy.reports();
         let accepted = reply.and_then(|mut update| {
-            round.bytes_up += update.params.schema().num_bytes() + update.side.num_bytes();
+            round.bytes_up += vector_bytes + update.side.num_bytes();
             if !reports.class_counts {
                 update.report.class_counts = None;
             }
@@ -293,7 +315,7 @@ impl<B: Backend> Coordinator<B> {
 
     /// Ends the round: calls the strategy once, or leaves everything as it was.
     fn close(&mut self, round: OpenRound<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
-        let OpenRound { index, population, began, gathered, metrics, failures, bytes_down, bytes_up, .. } = round;
+        let OpenRound { index, population, began, sent, gathered, metrics, failures, bytes_down, bytes_up, .. } = round;
         let seconds = now.saturating_sub(began).as_secs_f64();
         let included = gathered.clients();
         let updates = included.len() as u64;
@@ -305,18 +327,31 @@ impl<B: Backend> Coordinator<B> {
             return Ok(vec![Effect::Close { round: index, included: Vec::new() }, Effect::Emit(event)]);
         }
         let seed = self.seed.purpose(Purpose::Strategy).round(index);
-        let (global, memory) = (self.global.clone(), self.memory.clone());
-        let round = Round { index, global: &global, cohort: &included, population, seed, memory: &*memory };
+        let memory = self.memory.clone();
+        let round = Round { index, global: &sent, cohort: &included, population, seed, memory: &*memory };
         let aggregate = self.aggregate(&round, gathered)?;
         // Client metrics merge in client order, so that their sums have the same bits for any order of arrival.
         let mut all = aggregate.metrics;
         metrics.values().for_each(|m| all.merge(m));
-        (self.finished, self.global, self.deploy) = (index, aggregate.global, aggregate.deploy);
+        let global = self
+            .with_left_out(aggregate.global, &sent)
+            .map_err(|source| AggregateError::Schema { round: index, source })?;
+        (self.finished, self.global, self.deploy) = (index, global, aggregate.deploy);
         let event =
             Event::RoundCommitted { round: index, updates, failures, metrics: all, bytes_down, bytes_up, seconds };
         let mixed = aggregate.mixing.map(|weights| Effect::Emit(Event::Mixed { round: index, weights }));
         let close = Effect::Close { round: index, included };
         Ok(std::iter::once(close).chain(mixed).chain(std::iter::once(Effect::Emit(event))).collect())
+    }
+
+    /// The next global vector with what clients were not sent of the last: the server's error feedback, whose memory is
+    /// the vector itself.
+    fn with_left_out(&self, next: ParamVector<B>, sent: &ParamVector<B>) -> Result<ParamVector<B>, SchemaError> {
+        if self.compression.down.is_lossless() || !self.compression.error_feedback {
+            return Ok(next);
+        }
+        let left_out = self.global.minus(sent)?.into_values();
+        next.with_values(next.values().clone() + left_out)
     }
 
     fn aggregate(&mut self, round: &Round<'_, B>, gathered: Gathered<B>) -> Result<Aggregate<B>, AggregateError> {

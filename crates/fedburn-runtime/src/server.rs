@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientId, ClientSampler, Evaluator, Event, Metrics, Observer, ParamVector, Reply, Request, RoundIndex, Seed,
-    ServerTransport, StateStore, StopReason, Strategy,
+    ClientId, ClientSampler, CompressionConfig, Evaluator, Event, Metrics, Observer, ParamVector, Reply, Request,
+    RoundIndex, Seed, ServerTransport, StateStore, StopReason, Strategy,
 };
 
 use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, ServerConfig, ServerError};
@@ -102,6 +102,13 @@ impl<B: Backend> Server<B> {
     pub fn with_memory(mut self, memory: Arc<dyn StateStore>) -> Self {
         self.coordinator = self.coordinator.with_memory(memory);
         self.durable_memory = true;
+        self
+    }
+
+    /// Sends models and updates as `compression` says; nothing is lost by default.
+    #[must_use]
+    pub fn with_compression(mut self, compression: CompressionConfig) -> Self {
+        self.coordinator = self.coordinator.with_compression(compression);
         self
     }
 

@@ -61,6 +61,7 @@ fn round(config: &AttackConfig, cohort: &[u64], workers: usize) -> BTreeMap<u64,
         seed: Seed::new(5).client(client),
         side: SideInfo::default(),
         reports: Reports::default(),
+        compression: Default::default(),
     };
     let requests = cohort.iter().map(|&k| (ClientId(k), Request::Train(task(ClientId(k))))).collect();
     let answers = transport.exchange(requests, Duration::from_secs(60)).map(|outcome| match outcome.reply {

@@ -16,7 +16,7 @@ use fedburn_core::{
     RoundMean, Seed, ServerTransport, SideInfo, Strategy, TrainError, TrainTask, TransportError, Worker,
 };
 use fedburn_runtime::{ClientStates, SamplerConfig, Server, ServerConfig, run_clients};
-use fedburn_testkit::{EchoPopulation, LinkServer, MemoryLink, schema, transport_suite, vector};
+use fedburn_testkit::{EchoPopulation, LinkServer, MemoryLink, compression_suite, schema, transport_suite, vector};
 use fedburn_transport::InProcess;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -76,6 +76,7 @@ fn a_link_with_a_client_loop_keeps_the_laws_of_a_transport() {
     for workers in [1, 5] {
         transport_suite(|population| Played::<Flex>::new(population, workers), &Default::default());
         transport_suite(|population| Played::<NdArray>::new(population, workers), &Default::default());
+        compression_suite(|population| Played::<Flex>::new(population, workers), &Default::default());
     }
 }
 
@@ -191,6 +192,7 @@ fn train(
                     seed: Seed::new(round),
                     side: SideInfo::default(),
                     reports: Reports::default(),
+                    compression: Default::default(),
                 };
                 let outcome = server.exchange(vec![(ClientId(3), Request::Train(task))], MINUTE).next().unwrap();
                 // Every third round's update comes too late to count.

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{
-    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientReport, ClientSampler, Event, LocalUpdate,
-    MeanStrategy, Metrics, Outcome, ParamVector, PerClientStrategy, Reply, Reports, Request, Round, RoundIndex,
-    RoundMean, Seed, SideInfo, Strategy, UpdateSet, Weighting,
+    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientReport, ClientSampler, Codec,
+    CompressionConfig, Event, LocalUpdate, MeanStrategy, Metrics, Outcome, ParamVector, PerClientStrategy, Reply,
+    Reports, Request, Round, RoundIndex, RoundMean, Seed, SideInfo, Strategy, UpdateSet, Weighting,
 };
 use fedburn_runtime::{Coordinator, Effect, Input};
 use fedburn_testkit::{schema, vector};
@@ -347,4 +347,60 @@ fn a_client_that_leaves_out_what_was_asked_fails_and_what_was_not_asked_is_dropp
     }
     step(&mut coordinator, Input::Outcome(trained(3, LocalUpdate { report: full, ..local([2.0; 3], 1) })));
     assert_eq!(coordinator.global().to_host(), [2.0; 3]);
+}
+
+/// Begins the first round of two clients from `start` and lets both answer with the model that they were sent and `step`
+/// on top: what they were sent, the next global vector, and the bytes down and up.
+fn compressed_round(start: [f32; 3], compression: CompressionConfig, step_by: f32) -> (Vec<f32>, Vec<f32>, u64, u64) {
+    let global = vector(&start, &schema(&[3]), &FlexDevice);
+    let mut coordinator =
+        Coordinator::new(mean(), Box::new(Everybody), global, Seed::new(1), 1).with_compression(compression);
+    let begun = step(&mut coordinator, Input::Begin(&clients(2)));
+    let sent = begun.iter().find_map(|effect| match effect {
+        Effect::Send(_, Request::Train(task)) => {
+            assert_eq!(task.compression, compression);
+            Some(task.global.to_host())
+        }
+        _ => None,
+    });
+    let sent = sent.unwrap();
+    let answer = [sent[0] + step_by, sent[1] + step_by, sent[2] + step_by];
+    step(&mut coordinator, Input::Outcome(trained(0, local(answer, 1))));
+    let closed = step(&mut coordinator, Input::Outcome(trained(1, local(answer, 1))));
+    let bytes = events(&closed).into_iter().find_map(|event| match event {
+        Event::RoundCommitted { bytes_down, bytes_up, .. } => Some((*bytes_down, *bytes_up)),
+        _ => None,
+    });
+    let (down, up) = bytes.unwrap();
+    (sent, coordinator.global().to_host(), down, up)
+}
+
+#[test]
+fn what_clients_were_not_sent_of_the_model_stays_with_the_server() {
+    // Half precision has steps of 1/1024 from 1 on.
+    let (start, nearest) = ([1.0003, -1.0003, 0.5], [1.0, -1.0, 0.5]);
+    let down = |error_feedback| CompressionConfig { down: Codec::F16 {}, error_feedback, ..Default::default() };
+    let (sent, next, ..) = compressed_round(start, down(true), 0.25);
+    assert_eq!(sent, nearest);
+    for (next, start) in next.iter().zip(start) {
+        assert!((next - (start + 0.25)).abs() < 2e-7, "{next}: the server's own vector moves by the step");
+    }
+    let (sent, next, ..) = compressed_round(start, down(false), 0.25);
+    assert_eq!((sent, next), (nearest.to_vec(), vec![1.25, -0.75, 0.75]));
+    let (sent, next, ..) = compressed_round(start, CompressionConfig::default(), 0.25);
+    assert_eq!((sent, next), (start.to_vec(), start.map(|x| x + 0.25).to_vec()));
+}
+
+#[test]
+fn bytes_are_those_of_the_codecs() {
+    for (up, down, bytes_up, bytes_down) in [
+        (Codec::F32 {}, Codec::F32 {}, 12, 12),
+        (Codec::Int8 {}, Codec::F16 {}, 5, 6),
+        (Codec::TopK { ratio: 0.1 }, Codec::Int4 {}, 8, 4),
+        (Codec::ScaledSign {}, Codec::Bf16 {}, 5, 6),
+    ] {
+        let compression = CompressionConfig { up, down, ..Default::default() };
+        let (_, _, found_down, found_up) = compressed_round([0.5; 3], compression, 0.5);
+        assert_eq!((found_down, found_up), (2 * bytes_down, 2 * bytes_up), "{compression:?}");
+    }
 }

@@ -12,7 +12,7 @@ pub use fixtures::{EchoClient, EchoPopulation, answer_all, base_case, schema, up
 pub use memory_link::{LinkClient, LinkServer, MemoryLink};
 pub use reference::{Rounds, combine, weighted_mean};
 pub use strategy_laws::{Convexity, strategy_laws};
-pub use transport_suite::{transport_suite, transport_suite_schema};
+pub use transport_suite::{compression_suite, transport_suite, transport_suite_schema};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -37,6 +37,7 @@
 //!     seed: Seed::new(1),
 //!     side: SideInfo::default(),
 //!     reports: Reports::default(),
+//!     compression: Default::default(),
 //! };
 //! let update = population.worker().client(ClientId(1))?.train(&task)?;
 //! assert_eq!(update.num_examples, 20);

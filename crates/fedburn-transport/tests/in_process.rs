@@ -13,14 +13,14 @@ use fedburn_core::{
     RoundIndex, ServerTransport, TrainError, TrainTask, Worker,
 };
 use fedburn_runtime::MemoryStore;
-use fedburn_testkit::{schema, transport_suite, vector};
+use fedburn_testkit::{compression_suite, schema, transport_suite, vector};
 use fedburn_transport::InProcess;
 
 fn conforms<B: Backend>(workers: usize) {
-    transport_suite::<B, _>(
-        |population| InProcess::new(Arc::new(population), Some(Arc::new(MemoryStore::new())), workers).unwrap(),
-        &Default::default(),
-    );
+    let connect =
+        |population| InProcess::<B>::new(Arc::new(population), Some(Arc::new(MemoryStore::new())), workers).unwrap();
+    transport_suite(connect, &Default::default());
+    compression_suite(connect, &Default::default());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, ElementConversion, Tensor, TensorData, backend::Backend};
 
 use super::schema::{ParamEntry, ParamKind, ParamSchema};
-use crate::SchemaError;
+use crate::{Encoded, SchemaError};
 
 /// All parameters and running statistics of a model, concatenated in schema order.
 ///
@@ -14,8 +14,8 @@ use crate::SchemaError;
 pub struct ParamVector<B: Backend> {
     values: Tensor<B, 1>,
     schema: Arc<ParamSchema>,
-    /// Shared by the clones of one vector and by nothing else.
-    origin: Arc<()>,
+    /// Shared by the clones of one vector and by nothing else: the bytes that it was read from, where it was.
+    origin: Arc<Option<Encoded>>,
 }
 
 impl<B: Backend> ParamVector<B> {
@@ -72,6 +72,15 @@ impl<B: Backend> ParamVector<B> {
     /// vectors that were made apart are no clones, whatever their values.
     pub fn is_clone_of(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.origin, &other.origin)
+    }
+
+    /// The bytes that this very vector was read from; `None` for one that was made in another way.
+    pub fn encoded(&self) -> Option<&Encoded> {
+        (*self.origin).as_ref()
+    }
+
+    pub(crate) fn with_encoded(self, encoded: Encoded) -> Self {
+        Self { origin: Arc::new(Some(encoded)), ..self }
     }
 
     /// The device that holds the values.

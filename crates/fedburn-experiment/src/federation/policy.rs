@@ -312,6 +312,7 @@ mod tests {
             seed: Seed::new(0),
             side: SideInfo::default(),
             reports,
+            compression: Default::default(),
         })
     }
 

@@ -265,6 +265,7 @@ fn task(global: [f32; 3]) -> TrainTask<Flex> {
         seed: Seed::new(1),
         side: SideInfo::default(),
         reports: Reports::default(),
+        compression: Default::default(),
     }
 }
 

@@ -111,6 +111,7 @@ pub fn task<B: Backend>(global: &ParamVector<B>, seed: u64) -> TrainTask<B> {
         seed: Seed::new(seed),
         side: SideInfo::default(),
         reports: Reports::default(),
+        compression: Default::default(),
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Asked, ClientFailure, ClientId, ClientInfo, History, LocalUpdate, ParamSchema, Reply, Request, RoundIndex,
-    SideInfo, TrainTask, TransportError,
+    Asked, ClientFailure, ClientId, ClientInfo, CompressionConfig, History, LocalUpdate, ParamSchema, Reply, Request,
+    RoundIndex, SideInfo, TrainTask, TransportError,
 };
 use tokio::time::Instant;
 
@@ -126,7 +126,8 @@ impl<B: Backend> Node<B> {
                     let vector = self.models.fetch(&self.shared, &named.blob).await?;
                     side.vectors.insert(named.name.clone().into(), vector);
                 }
-                Request::Train(TrainTask { round, global, seed: *seed, side, reports: (*reports).into() })
+                let compression = CompressionConfig::default();
+                Request::Train(TrainTask { round, global, seed: *seed, side, reports: (*reports).into(), compression })
             }
             _ => Request::Evaluate { round, global },
         };

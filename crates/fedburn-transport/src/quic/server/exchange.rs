@@ -147,6 +147,10 @@ fn offer<B: Backend>(
     let (round, before) = (request.round(), request.state_before());
     let (model, kind) = match request {
         Request::Train(task) => {
+            if !task.compression.is_none() {
+                let reason = "updates are not compressed over a network".to_owned();
+                return Err(ClientFailure::Failed { reason });
+            }
             let side = &task.side;
             check_side(side)?;
             let named = side

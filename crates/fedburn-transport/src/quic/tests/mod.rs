@@ -148,6 +148,7 @@ fn training(schema: &Arc<ParamSchema>, round: u64, clients: &[u64]) -> Vec<(Clie
         seed: Seed::new(5).round(RoundIndex(round)).client(ClientId(k)),
         side: SideInfo::default(),
         reports: Reports::default(),
+        compression: Default::default(),
     };
     clients.iter().map(|&k| (ClientId(k), Request::Train(task(k)))).collect()
 }
