@@ -26,7 +26,7 @@ use fedburn::prelude::*;
 use fedburn::runtime::SamplerConfig;
 use fedburn_benches::peak_mib;
 use fedburn_transport::quic::{
-    ClientConfig, JoinString, NodeIdentity, Plan, QuicClient, QuicConfig, QuicServer, ServerIdentity, join,
+    ClientConfig, JoinString, NodeIdentity, Plan, QuicClient, QuicConfig, QuicServer, RunFiles, ServerIdentity, join,
 };
 
 #[derive(Parser)]
@@ -138,8 +138,8 @@ impl Bench {
             QuicConfig { listen: "127.0.0.1:0".parse()?, strangers_per_address: clients.max(64), ..Default::default() };
         let plan = Plan { name: "bench".into(), text: String::new(), seed: 0, backend: "flex".into(), hash: [0; 32] };
         let identity = ServerIdentity::open(&dir.path().join("server"))?;
-        let record = dir.path().join("participation.json");
-        let server = QuicServer::start(config, identity, plan, schema.clone(), FlexDevice, record, RoundIndex(0))?;
+        let files = RunFiles::new(dir.path(), RoundIndex(0));
+        let server = QuicServer::start(config, identity, plan, schema.clone(), FlexDevice, files)?;
         let share = clients.div_ceil(processes);
         let starts = (0..clients).step_by(share);
         let spawn = |first: usize| Nodes::spawn(&server, dir.path(), first, share.min(clients - first), values);
@@ -181,6 +181,7 @@ impl Bench {
         assert_eq!(answered, clients);
         let everybody: Vec<ClientId> = (0..clients as u64).map(ClientId).collect();
         self.server.close_round(RoundIndex(round), &everybody)?;
+        self.server.checkpointed(RoundIndex(round), RoundIndex(round))?;
         Ok(began.elapsed())
     }
 

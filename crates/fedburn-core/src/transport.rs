@@ -117,12 +117,13 @@ pub trait ServerTransport<B: Backend>: Send {
     /// [`TransportError`] where client state could not be kept.
     fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError>;
 
-    /// Everything needed to go on after `round` is durable: what clients or the transport kept in order to repeat this
-    /// round or an earlier one may be dropped.
+    /// Everything needed to go on after `round` is durable: answers that were kept in order to repeat it may be dropped.
+    /// The run never goes back before `oldest`, which is `round` or earlier: neither need states of clients be kept
+    /// that only an earlier one starts from.
     ///
     /// # Errors
     /// [`TransportError`] where the transport's own state could not be written.
-    fn checkpointed(&mut self, _round: RoundIndex) -> Result<(), TransportError> {
+    fn checkpointed(&mut self, _round: RoundIndex, _oldest: RoundIndex) -> Result<(), TransportError> {
         Ok(())
     }
 }
@@ -144,8 +145,8 @@ impl<B: Backend, T: ServerTransport<B> + ?Sized> ServerTransport<B> for Box<T> {
         (**self).close_round(round, included)
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        (**self).checkpointed(round)
+    fn checkpointed(&mut self, round: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
+        (**self).checkpointed(round, oldest)
     }
 }
 

@@ -280,8 +280,13 @@ impl Job<'_> {
         let transport = DroppingOut::new(transport, run.availability(), run.seeds());
         let transport = Attacked::new(transport, run.attack().clone());
         let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
+        let mut pace = config.server.clone();
+        if self.options.serving.is_some() {
+            // Nodes forget their answers to a round when it ends: it must never be asked for again.
+            pace.checkpoint_every = 1;
+        }
         let server = Server::new(
-            config.server.clone(),
+            pace,
             transport,
             experiment.strategy()?,
             sampler,

@@ -318,7 +318,7 @@ impl<B: Backend> Server<B> {
     /// Nothing will go back further than `oldest`: older versions of what is kept of clients may go.
     fn drop_before(&mut self, oldest: RoundIndex) -> Result<(), ServerError> {
         let round = self.finished();
-        self.transport.checkpointed(oldest).map_err(|source| ServerError::Transport { round, source })?;
+        self.transport.checkpointed(round, oldest).map_err(|source| ServerError::Transport { round, source })?;
         self.coordinator.memory().checkpointed(oldest).map_err(|source| ServerError::Memory { round, source })
     }
 }

@@ -67,7 +67,7 @@ impl<B: Backend, T: ServerTransport<B>> ServerTransport<B> for DroppingOut<T> {
         self.transport.close_round(round, included)
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.transport.checkpointed(round)
+    fn checkpointed(&mut self, round: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
+        self.transport.checkpointed(round, oldest)
     }
 }

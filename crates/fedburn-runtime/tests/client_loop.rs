@@ -66,8 +66,8 @@ impl<B: Backend> ServerTransport<B> for Played<B> {
         self.server().close_round(round, included)
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.server().checkpointed(round)
+    fn checkpointed(&mut self, round: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
+        self.server().checkpointed(round, oldest)
     }
 }
 

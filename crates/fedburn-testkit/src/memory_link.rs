@@ -129,8 +129,8 @@ impl<B: Backend> ServerTransport<B> for LinkServer<B> {
         Ok(())
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.0.lock().durable = round;
+    fn checkpointed(&mut self, _: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
+        self.0.lock().durable = oldest;
         Ok(())
     }
 }

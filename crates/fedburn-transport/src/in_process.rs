@@ -101,9 +101,9 @@ impl<B: Backend> ServerTransport<B> for InProcess<B> {
         }
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
+    fn checkpointed(&mut self, _: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
         match &self.store {
-            Some(store) => Ok(store.checkpointed(round)?),
+            Some(store) => Ok(store.checkpointed(oldest)?),
             None => Ok(()),
         }
     }

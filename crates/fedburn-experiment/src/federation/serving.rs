@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::backend::Backend;
 use fedburn::core::{ClientId, ClientInfo, Outcome, ParamSchema, Request, RoundIndex, ServerTransport, TransportError};
 use fedburn::train::ClientDataSource;
-use fedburn::transport::quic::{QuicError, QuicServer, ServerIdentity};
+use fedburn::transport::quic::{QuicError, QuicServer, RunFiles, ServerIdentity};
 use serde_json::json;
 
 use super::{FederationError, plan_of};
@@ -67,8 +67,8 @@ impl Serving {
         if !(1..=clients).contains(&wanted) {
             return Err(FederationError::WaitFor { wanted, clients });
         }
-        let participation = dir.join(PARTICIPATION);
-        if *resumed > RoundIndex(0) && !participation.exists() {
+        let files = RunFiles::new(dir, *resumed);
+        if *resumed > RoundIndex(0) && !files.participation.exists() {
             let reason = "this run was begun in one process, which keeps its clients' states; \
                           go on with `experiment run`, or serve it with another --out";
             return Err(FederationError::OtherCarrier { place: dir.to_path_buf(), reason });
@@ -79,7 +79,7 @@ impl Serving {
         let identity = ServerIdentity::open(&self.state)?;
         let plan = plan_of(run, &self.name, call.backend);
         let (schema, device) = (call.schema.clone(), call.device.clone());
-        let server = QuicServer::start(network, identity, plan, schema, device, participation, *resumed)?;
+        let server = QuicServer::start(network, identity, plan, schema, device, files)?;
 
         let (address, join) = (server.address(), server.join_string());
         if let Some(path) = &self.join_file {
@@ -163,8 +163,8 @@ impl<B: Backend> ServerTransport<B> for Served<B> {
         self.server_mut().close_round(round, included)
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.server_mut().checkpointed(round)
+    fn checkpointed(&mut self, round: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
+        self.server_mut().checkpointed(round, oldest)
     }
 }
 
@@ -178,6 +178,3 @@ impl<B: Backend> Drop for Served<B> {
 
 /// How long the user's interrupt may go unseen while the server waits for clients.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// In the run's folder: which round of each client counted last.
-const PARTICIPATION: &str = "participation";

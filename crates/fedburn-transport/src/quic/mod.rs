@@ -32,4 +32,4 @@ pub use identity::{
     IdentityError, JoinString, NodeId, NodeIdentity, NodeRecord, NodeRegistry, ServerIdentity, ServerRecord, Standing,
 };
 pub use plan::Plan;
-pub use server::QuicServer;
+pub use server::{QuicServer, RunFiles};

@@ -7,6 +7,7 @@
 //! - [`ChunkHeader`]: what precedes a chunk on its stream, and how a chunk is verified.
 //! - [`Manifest`], [`BlobRef`], [`Layout`]: blobs, known by their hash, and how they are cut into chunks.
 //! - [`Bitmap`], [`ChunkRanges`]: which chunks are there, and which are asked for.
+//! - [`features`]: what a connection may have besides version 1.0.
 //! - [`VectorPayload`]: parameter vectors as payloads.
 
 mod bitmap;
@@ -14,6 +15,7 @@ mod blob;
 mod bounded;
 mod chunk;
 mod extension;
+pub mod features;
 mod frame;
 pub mod limits;
 mod message;
@@ -25,4 +27,4 @@ pub use chunk::{ChunkError, ChunkHeader, Codec, Hash, TaskId, TransferId};
 pub use extension::{Extension, Extensions};
 pub use frame::{Frame, FrameDecoder, FrameError};
 pub use message::*;
-pub use vector::{VectorPayload, encode_vector};
+pub use vector::{VectorPayload, encode_vector, vector_bytes};

@@ -3,6 +3,8 @@
 //! The length follows from the number of vectors and the model's number of values, both known before the first byte
 //! comes; nothing that a sender says can change it.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::blob::{BlobError, Layout};
@@ -42,7 +44,7 @@ impl VectorPayload {
     pub fn encode(&self, vectors: &[&[f32]]) -> Result<Bytes, BlobError> {
         self.ensure(vectors.iter().map(|vector| vector.len()))?;
         let mut bytes = Vec::with_capacity(vectors.len() * self.num_values * VALUE_LEN);
-        vectors.iter().for_each(|vector| append(vector, &mut bytes));
+        vectors.iter().for_each(|vector| bytes.extend_from_slice(&vector_bytes(vector)));
         Ok(bytes.into())
     }
 
@@ -96,16 +98,15 @@ pub fn encode_vector(values: Vec<f32>) -> Bytes {
     if cfg!(target_endian = "little") {
         return Bytes::from_owner(Values(values));
     }
-    let mut bytes = Vec::with_capacity(values.len() * VALUE_LEN);
-    append(&values, &mut bytes);
-    bytes.into()
+    vector_bytes(&values).into_owned().into()
 }
 
-fn append(values: &[f32], bytes: &mut Vec<u8>) {
+/// The values as they travel, without a copy where the machine's byte order is the protocol's.
+pub fn vector_bytes(values: &[f32]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "little") {
-        bytes.extend_from_slice(bytemuck::cast_slice(values));
+        Cow::Borrowed(bytemuck::cast_slice(values))
     } else {
-        bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 }
 

@@ -198,9 +198,10 @@ impl Draw {
     }
 
     fn state(&mut self) -> CommitState {
-        match self.below(3) {
+        match self.below(4) {
             0 => CommitState::Committed,
             1 => CommitState::Superseded,
+            2 => CommitState::Durable,
             _ => CommitState::Rejected { reason: self.text(MAX_REASON) },
         }
     }

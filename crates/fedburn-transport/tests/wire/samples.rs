@@ -172,6 +172,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ("committed", ack(CommitState::Committed).into()),
         ("superseded", ack(CommitState::Superseded).into()),
         ("rejected", ack(CommitState::Rejected { reason: reason() }).into()),
+        ("durable", ack(CommitState::Durable).into()),
         ("plain", Measured { task: task(), metrics: vec![mean("loss", 0.1, 3.0)], ..Measured::default() }.into()),
     ]
 }

@@ -189,7 +189,12 @@ fn inline(live: &Live, task: TaskId, update: &Update) -> Option<UploadCommit> {
 /// Answers a repeated question with the answer that was given before.
 pub(super) async fn repeat(shared: Arc<Shared>, answer: Arc<Prepared>) {
     match deliver(&shared, &answer).await {
-        Ok(state) => tracing::debug!(task = %answer.task, ?state, "answer.repeated"),
+        Ok(state) => {
+            tracing::debug!(task = %answer.task, ?state, "answer.repeated");
+            if state == CommitState::Durable {
+                shared.is_durable(answer.task);
+            }
+        }
         Err(failure) => tracing::warn!(task = %answer.task, ?failure, "answer.repetition_failed"),
     }
 }

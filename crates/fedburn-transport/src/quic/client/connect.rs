@@ -19,7 +19,7 @@ use super::backoff::Backoff;
 use super::failure::{Failure, of_connection};
 use crate::wire::limits::{MAX_ANNOUNCED, MINOR};
 use crate::wire::{
-    Announce, Body, ClientEntry, Der, Enroll, Enrolled, Extensions, Hash, Hello, Message, Renew, Welcome,
+    Announce, Body, ClientEntry, Der, Enroll, Enrolled, Extensions, Hash, Hello, Message, Renew, Welcome, features,
 };
 
 /// Where the server is and how to be sure of it.
@@ -72,7 +72,7 @@ impl Dialer {
         let connection = self.dial(true).await?;
         let hello = Hello {
             minor: MINOR,
-            features: 0,
+            features: features::ALL,
             labels: self.config.labels.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
             software: format!("fedburn {}", env!("CARGO_PKG_VERSION")),
             ext: Extensions::default(),

@@ -8,8 +8,8 @@ use fedburn_core::RoundIndex;
 use super::answer::Prepared;
 use crate::wire::TaskId;
 
-/// Answers of rounds that have not ended. A server that was killed after it acknowledged an answer asks for it again
-/// under the same number; then nobody has to train again.
+/// Answers that the server does not keep, of rounds that have not ended. A server that was killed after it acknowledged
+/// an answer asks for it again under the same number; then nobody has to train again.
 pub(super) struct Kept {
     answers: VecDeque<Arc<Prepared>>,
     bytes: u64,
@@ -35,6 +35,11 @@ impl Kept {
 
     pub(super) fn find(&self, task: TaskId) -> Option<Arc<Prepared>> {
         self.answers.iter().find(|kept| kept.task == task).cloned()
+    }
+
+    /// The server keeps the answer itself.
+    pub(super) fn forget(&mut self, task: TaskId) {
+        self.remove(|kept| kept.task == task);
     }
 
     /// The round ended: nobody asks for its answers again.

@@ -156,7 +156,8 @@ impl<B: Backend> Node<B> {
         };
         let answer = Arc::new(Prepared { task: offer.task, round, content }.sendable());
         let delivered = answer::deliver(&self.shared, &answer).await;
-        self.shared.done(offer.task, Some(answer));
+        let repeatable = !matches!(delivered, Ok(CommitState::Durable));
+        self.shared.done(offer.task, repeatable.then_some(answer));
         self.models.forget_unneeded(&self.shared);
         match delivered {
             Ok(CommitState::Rejected { reason }) => {

@@ -210,6 +210,11 @@ impl Shared {
         work.open.iter().find(fits).cloned()
     }
 
+    /// The server keeps the answer itself.
+    pub(super) fn is_durable(&self, task: TaskId) {
+        self.lock().kept.forget(task);
+    }
+
     /// Nobody works on the task any more; its answer may be asked for again.
     pub(super) fn done(&self, task: TaskId, answer: Option<Arc<Prepared>>) {
         let mut work = self.lock();

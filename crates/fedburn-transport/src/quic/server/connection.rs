@@ -125,7 +125,7 @@ async fn greeting(link: &Link, shared: &Shared) -> Result<(), (CloseCode, String
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let welcome = Welcome {
         minor: MINOR,
-        features: 0,
+        features: link.agree(hello.features),
         server_time: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
         epoch: shared.epoch,
         limits: shared.limits,

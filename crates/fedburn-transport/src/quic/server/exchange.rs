@@ -26,6 +26,8 @@ pub(in super::super) struct Outcomes<'a, B: Backend> {
     answers: UnboundedReceiver<Answer>,
     /// Failures that were known before anything was sent.
     failed: Vec<Outcome<B>>,
+    /// Tasks that were answered before a crash.
+    kept: Vec<(ClientId, TaskId)>,
     outstanding: BTreeSet<ClientId>,
     /// `None` where the timeout is beyond what a clock can hold.
     deadline: Option<Instant>,
@@ -45,21 +47,29 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         let deadline = Instant::now().checked_add(timeout);
         let (mut exchange, mut blobs) = (Exchange::new(sender, deadline), Blobs::new(shared.limits.chunk_len));
         let (mut failed, mut outstanding) = (Vec::new(), BTreeSet::new());
+        let mut kept = Vec::new();
         for (client, request) in requests {
-            let offered = match shared.owner(client) {
-                None => Err(ClientFailure::Disconnected),
-                Some(node) => offer(shared, schema, participation, &mut blobs, client, request).map(|o| (node, o)),
-            };
+            let node = shared.owner(client);
+            let offered = offer(shared, schema, participation, &mut blobs, client, request);
+            let offered = offered.and_then(|offer| match (node, shared.spool.digest(offer.task)) {
+                (None, None) => Err(ClientFailure::Disconnected),
+                (_, answered) => Ok((offer, answered)),
+            });
             match offered {
-                Ok((node, offer)) => {
-                    outstanding.insert(client);
-                    exchange.ask(node, offer);
+                Ok((offer, answered)) => {
+                    match answered {
+                        Some(_) => kept.push((client, offer.task)),
+                        None => drop(outstanding.insert(client)),
+                    }
+                    if let Some(node) = node {
+                        exchange.ask(node, offer, answered);
+                    }
                 }
                 Err(failure) => failed.push(Outcome { client, reply: Err(failure) }),
             }
         }
         shared.open(exchange, blobs.encoded);
-        Self { shared, schema, device, answers, failed, outstanding, deadline }
+        Self { shared, schema, device, answers, failed, kept, outstanding, deadline }
     }
 
     fn reply(&self, arrived: Arrived) -> Result<Reply<B>, ClientFailure> {
@@ -86,6 +96,16 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         if let Some(failed) = self.failed.pop() {
             return Some(failed);
         }
+        if let Some((client, task)) = self.kept.pop() {
+            let reply = match self.shared.spool.read(task) {
+                Ok(entry) => entry.reply.and_then(|arrived| self.reply(arrived)),
+                Err(error) => {
+                    self.shared.fail(&error.to_string());
+                    Err(ClientFailure::Failed { reason: error.to_string() })
+                }
+            };
+            return Some(Outcome { client, reply });
+        }
         let first = *self.outstanding.first()?;
         let received = match self.deadline {
             Some(deadline) => timeout_at(deadline, self.answers.recv()).await.ok().flatten(),
@@ -93,7 +113,9 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         };
         let Some(Answer { client, reply, memory }) = received else {
             self.outstanding.remove(&first);
-            return Some(Outcome { client: first, reply: Err(ClientFailure::TimedOut) });
+            let failed = |reason: &str| ClientFailure::Failed { reason: reason.to_owned() };
+            let failure = self.shared.failure().map_or(ClientFailure::TimedOut, failed);
+            return Some(Outcome { client: first, reply: Err(failure) });
         };
         // The values become the round's now.
         drop(memory);

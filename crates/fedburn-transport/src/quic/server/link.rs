@@ -1,6 +1,7 @@
 //! One connection of a node that has greeted.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,12 +13,14 @@ use super::super::stream::close;
 use super::super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};
 use super::super::{NodeId, QuicConfig};
 use super::uploads::Upload;
-use crate::wire::{ClientEntry, CloseCode, Message, TaskId};
+use crate::wire::{ClientEntry, CloseCode, Message, TaskId, features};
 
 /// One connection of a node that has greeted.
 pub(super) struct Link {
     pub(super) node: NodeId,
     pub(super) connection: Connection,
+    /// What both ends can do besides version 1.0, known when they have greeted.
+    features: AtomicU64,
     /// Told when there may be something to say on the watch stream.
     pub(super) wake: Notify,
     /// Clients of the announcement's parts that have come.
@@ -50,6 +53,7 @@ impl Link {
         Self {
             node,
             connection,
+            features: AtomicU64::new(0),
             wake: Notify::new(),
             announcing: Mutex::default(),
             pushes: Mutex::default(),
@@ -61,6 +65,17 @@ impl Link {
                 since: Instant::now(),
             }),
         }
+    }
+
+    /// The other end has greeted: the connection has those features of its own and of ours.
+    pub(super) fn agree(&self, theirs: u64) -> u64 {
+        self.features.store(theirs & features::ALL, Ordering::Relaxed);
+        theirs & features::ALL
+    }
+
+    /// Whether the connection has a feature.
+    pub(super) fn has(&self, feature: u64) -> bool {
+        self.features.load(Ordering::Relaxed) & feature != 0
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &str) {

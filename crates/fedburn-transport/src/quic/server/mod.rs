@@ -8,13 +8,14 @@ mod link;
 mod participation;
 mod requests;
 mod rounds;
+mod run_files;
+mod spool;
 mod state;
 mod tasks;
 mod uploads;
 mod watch;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ use super::{IdentityError, JoinString, NodeRegistry, QuicError, ServerIdentity};
 use crate::wire::ServerLimits;
 use endpoint::ServerEndpoint;
 use rounds::{Rounds, Setup};
+pub use run_files::RunFiles;
 
 /// The server's end of a federation over the network.
 ///
@@ -41,14 +43,14 @@ use rounds::{Rounds, Setup};
 /// use std::sync::Arc;
 /// use burn_flex::{Flex, FlexDevice};
 /// use fedburn_core::{ClientInfo, ClientId, RoundIndex, ServerTransport};
-/// use fedburn_transport::quic::{self, ClientConfig, NodeIdentity, Plan, QuicConfig, QuicServer, ServerIdentity};
+/// use fedburn_transport::quic::{self, ClientConfig, NodeIdentity, Plan, QuicConfig, QuicServer, RunFiles, ServerIdentity};
 ///
 /// let dir = tempfile::tempdir()?;
 /// let (config, schema) = (QuicConfig { listen: "127.0.0.1:0".parse()?, ..Default::default() }, fedburn_testkit::schema(&[3]));
 /// let plan = Plan { name: "demo".into(), text: String::new(), seed: 1, backend: "flex".into(), hash: [0; 32] };
 /// let identity = ServerIdentity::open(&dir.path().join("server"))?;
-/// let record = dir.path().join("participation.json");
-/// let server = QuicServer::<Flex>::start(config, identity, plan.clone(), schema.clone(), FlexDevice, record, RoundIndex(0))?;
+/// let files = RunFiles::new(dir.path(), RoundIndex(0));
+/// let server = QuicServer::<Flex>::start(config, identity, plan.clone(), schema.clone(), FlexDevice, files)?;
 ///
 /// // On another machine:
 /// let node = NodeIdentity::open(&dir.path().join("node"))?;
@@ -70,23 +72,22 @@ pub struct QuicServer<B: Backend> {
 impl<B: Backend> QuicServer<B> {
     /// Listens for nodes.
     ///
-    /// `schema` is the model's; updates come to `device`. `participation` is the file in which the server keeps what its
-    /// clients took part in; `resumed` is the round after which the run goes on, 0 for one that begins.
+    /// `schema` is the model's; updates come to `device`. `files` say what the server keeps, and after which round the
+    /// run goes on.
     ///
     /// # Errors
-    /// [`QuicError`]: a setting out of its range, an address that cannot be had, an unusable identity or record.
+    /// [`QuicError`]: a setting out of its range, an address that cannot be had, an unusable identity or file.
     pub fn start(
         config: QuicConfig,
         identity: ServerIdentity,
         plan: Plan,
         schema: Arc<ParamSchema>,
         device: B::Device,
-        participation: PathBuf,
-        resumed: RoundIndex,
+        files: RunFiles,
     ) -> Result<Self, QuicError> {
         let (pin, secret) = identity.pin_and_secret()?;
         let (epoch, limits) = (random()?, ServerLimits::default());
-        let setup = Setup { config, identity, plan, participation, resumed, epoch, limits };
+        let setup = Setup { config, identity, plan, files, epoch, limits };
         let rounds = Rounds::new(setup, schema, device)?;
         let shared = rounds.shared();
         let endpoint = ServerEndpoint::start(shared.clone())?;
@@ -123,10 +124,14 @@ impl<B: Backend> QuicServer<B> {
         self.rounds.shared().identity.nodes().clone()
     }
 
-    /// Says goodbye to every node and waits until they have left, for as long as the configuration allows.
+    /// Says goodbye to every node and waits until they have left, for as long as the configuration allows. A server that
+    /// could not keep an answer says nothing: nodes wait for its return.
     pub fn close(self) {
         let shared = self.rounds.shared();
         shared.finish();
+        if shared.failure().is_some() {
+            return;
+        }
         shared.say_goodbye("the run has ended");
         self.endpoint.drain(Duration::from_secs(shared.config.drain_secs));
     }
@@ -151,8 +156,8 @@ impl<B: Backend> ServerTransport<B> for QuicServer<B> {
         self.rounds.close_round(round, included)
     }
 
-    fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.rounds.checkpointed(round)
+    fn checkpointed(&mut self, round: RoundIndex, oldest: RoundIndex) -> Result<(), TransportError> {
+        self.rounds.checkpointed(round, oldest)
     }
 }
 

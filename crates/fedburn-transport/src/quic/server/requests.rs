@@ -13,7 +13,7 @@ use super::tasks::{Arrived, ArrivedUpdate};
 use super::uploads::{self, Memory};
 use crate::wire::{
     Announce, Announced, CloseCode, CommitAck, CommitState, Decline, Extensions, Frame, Hash, Measured, Message,
-    Payload, Refusal, Renew, TaskId, TaskKind, UploadBegin, UploadCommit, UploadGrant, limits::MAX_PARTS,
+    Payload, Refusal, Renew, TaskId, TaskKind, UploadBegin, UploadCommit, UploadGrant, features, limits::MAX_PARTS,
     metrics_from_wire, short_reason,
 };
 
@@ -29,8 +29,8 @@ pub(super) async fn answer(link: &Arc<Link>, shared: &Arc<Shared>, message: Mess
         Message::GetChunks(asked) => downloads::chunks(shared, link, asked).await,
         Message::UploadBegin(begin) => begun(link, shared, begin).await,
         Message::UploadCommit(commit) => committed(link, shared, commit).await,
-        Message::Measured(measured) => acknowledged(measured_by(link, shared, &measured)),
-        Message::Decline(decline) => acknowledged(declined(link, shared, &decline)),
+        Message::Measured(measured) => measured_by(link, shared, &measured).await,
+        Message::Decline(decline) => declined(link, shared, &decline).await,
         Message::Enroll(_) => refuse(Refusal::NotAllowed, "the node has a certificate; ask to renew it".to_owned()),
         other => return Err((CloseCode::Protocol, format!("{:?} is nothing that a node may ask", other.kind()))),
     })
@@ -111,7 +111,7 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
     if shared.offer(link.node, task).is_some()
         && let Some(state) = shared.answered(task, Some(commit.root))
     {
-        return acknowledged(state);
+        return acknowledged(link, state);
     }
     if let Some(refused) = unusable(link, shared, task) {
         return refused;
@@ -127,10 +127,10 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
             None => return unknown(task),
         },
     };
-    let state = match received {
-        Err(reason) => rejected(link, shared, task, commit.root, reason),
+    match received {
+        Err(reason) => rejected(link, shared, task, commit.root, reason).await,
         Ok((_, _, root, _)) if root != commit.root => {
-            rejected(link, shared, task, commit.root, "the update is not the one that was announced".to_owned())
+            rejected(link, shared, task, commit.root, "the update is not the one that was announced".to_owned()).await
         }
         Ok((names, vectors, _, memory)) => {
             let update = ArrivedUpdate {
@@ -141,10 +141,9 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
                 report: commit.report.into(),
                 metrics: metrics_from_wire(commit.metrics),
             };
-            shared.answer(link, task, commit.root, Ok(Arrived::Trained(Box::new(update))), memory)
+            answered(link, shared, task, commit.root, Ok(Arrived::Trained(Box::new(update))), memory).await
         }
-    };
-    acknowledged(state)
+    }
 }
 
 /// Names, values and root of an update whose chunks have all come, and the room that they take.
@@ -164,25 +163,27 @@ async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received
     Some((upload.names.clone(), upload.assembly.take_vectors(), root, upload.take_memory()))
 }
 
-fn measured_by(link: &Link, shared: &Shared, measured: &Measured) -> CommitState {
+async fn measured_by(link: &Link, shared: &Shared, measured: &Measured) -> Message {
     let digest = digest(measured);
     match shared.offer(link.node, measured.task) {
-        None => CommitState::Superseded,
+        None => acknowledged(link, CommitState::Superseded),
         Some(offer) if offer.kind != TaskKind::Evaluate => {
             let reason = "a measurement in answer to a request to train".to_owned();
-            rejected(link, shared, measured.task, digest, reason)
+            rejected(link, shared, measured.task, digest, reason).await
         }
         Some(_) => {
             let metrics = metrics_from_wire(measured.metrics.clone());
-            shared.answer(link, measured.task, digest, Ok(Arrived::Evaluated(metrics)), None)
+            answered(link, shared, measured.task, digest, Ok(Arrived::Evaluated(metrics)), None).await
         }
     }
 }
 
-fn declined(link: &Link, shared: &Shared, decline: &Decline) -> CommitState {
+async fn declined(link: &Link, shared: &Shared, decline: &Decline) -> Message {
     match shared.offer(link.node, decline.task) {
-        None => CommitState::Superseded,
-        Some(_) => shared.answer(link, decline.task, digest(decline), Err(decline.failure.clone().into()), None),
+        None => acknowledged(link, CommitState::Superseded),
+        Some(_) => {
+            answered(link, shared, decline.task, digest(decline), Err(decline.failure.clone().into()), None).await
+        }
     }
 }
 
@@ -190,25 +191,52 @@ fn declined(link: &Link, shared: &Shared, decline: &Decline) -> CommitState {
 fn unusable(link: &Link, shared: &Shared, task: TaskId) -> Option<Message> {
     let Some(offer) = shared.offer(link.node, task) else { return Some(unknown(task)) };
     if let Some(state) = shared.answered(task, None) {
-        return Some(acknowledged(state));
+        return Some(acknowledged(link, state));
     }
     let trains = matches!(offer.kind, TaskKind::Train { .. });
     (!trains).then(|| refuse(Refusal::Invalid, "an update in answer to a request to measure".to_owned()))
 }
 
 /// Ends a task whose answer is unusable; the round does not wait for another.
-fn rejected(link: &Link, shared: &Shared, task: TaskId, digest: Hash, reason: String) -> CommitState {
+async fn rejected(link: &Link, shared: &Shared, task: TaskId, digest: Hash, reason: String) -> Message {
     tracing::warn!(node = %link.node, %task, reason, "answer.rejected");
     let reason = short_reason(reason);
-    shared.answer(link, task, digest, Err(ClientFailure::Malformed { reason: reason.clone() }), None);
-    CommitState::Rejected { reason }
+    let failure = ClientFailure::Malformed { reason: reason.clone() };
+    match shared.answer(link, task, digest, Err(failure), None).await {
+        Some(_) => acknowledged(link, CommitState::Rejected { reason }),
+        None => ending(),
+    }
+}
+
+/// Takes an answer and says what became of it.
+async fn answered(
+    link: &Link,
+    shared: &Shared,
+    task: TaskId,
+    digest: Hash,
+    reply: Result<Arrived, ClientFailure>,
+    memory: Option<Memory>,
+) -> Message {
+    match shared.answer(link, task, digest, reply, memory).await {
+        Some(state) => acknowledged(link, state),
+        None => ending(),
+    }
+}
+
+/// The node keeps its answer and comes again.
+fn ending() -> Message {
+    refuse(Refusal::Internal, "the server cannot keep answers and is about to end".to_owned())
 }
 
 fn unknown(task: TaskId) -> Message {
     refuse(Refusal::UnknownTask, format!("task {task} is over, or another node's"))
 }
 
-fn acknowledged(state: CommitState) -> Message {
+fn acknowledged(link: &Link, state: CommitState) -> Message {
+    let state = match state {
+        CommitState::Durable if !link.has(features::DURABLE) => CommitState::Committed,
+        state => state,
+    };
     CommitAck { state, ext: Extensions::default() }.into()
 }
 

@@ -1,6 +1,5 @@
 //! What a server does round by round, whoever waits for it and on whatever thread.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +7,10 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{ClientId, ParamSchema, Request, RoundIndex, StateError, TransportError};
 
 use super::super::{Plan, QuicConfig, QuicError, ServerIdentity};
+use super::RunFiles;
 use super::exchange::Outcomes;
 use super::participation::Participation;
+use super::spool::Spool;
 use super::state::{Parts, Shared};
 use crate::wire::{Hash, ServerLimits, VectorPayload};
 
@@ -26,10 +27,7 @@ pub(in super::super) struct Setup {
     pub(in super::super) config: QuicConfig,
     pub(in super::super) identity: ServerIdentity,
     pub(in super::super) plan: Plan,
-    /// The file in which the server keeps what its clients took part in.
-    pub(in super::super) participation: PathBuf,
-    /// The round after which the run goes on.
-    pub(in super::super) resumed: RoundIndex,
+    pub(in super::super) files: RunFiles,
     /// Another number than at the last start.
     pub(in super::super) epoch: u64,
     pub(in super::super) limits: ServerLimits,
@@ -37,12 +35,12 @@ pub(in super::super) struct Setup {
 
 impl<B: Backend> Rounds<B> {
     pub(in super::super) fn new(setup: Setup, schema: Arc<ParamSchema>, device: B::Device) -> Result<Self, QuicError> {
-        let Setup { config, identity, plan, participation, resumed, epoch, limits } = setup;
+        let Setup { config, identity, plan, files, epoch, limits } = setup;
         config.check()?;
         VectorPayload::new(schema.num_values(), 1, limits.chunk_len)
             .map_err(|e| QuicError::Unusable { what: "model", reason: e.to_string() })?;
         let plan_hash = Hash(plan.hash);
-        let participation = Participation::open(participation, plan_hash, resumed)?;
+        let participation = Participation::open(files.participation, plan_hash, files.resumed)?;
         let shared = Arc::new(Shared::new(Parts {
             plan: plan.encode()?,
             plan_hash,
@@ -52,6 +50,8 @@ impl<B: Backend> Rounds<B> {
             limits,
             config,
             identity,
+            spool: Spool::open(files.answers, plan_hash)?,
+            keeps_answers: files.keep_answers,
         }));
         Ok(Self { shared, schema, device, participation })
     }
@@ -69,24 +69,31 @@ impl<B: Backend> Rounds<B> {
         Outcomes::begin(&self.shared, &self.schema, &self.device, &self.participation, requests, timeout)
     }
 
-    /// Keeps whose updates counted, then tells the nodes.
+    /// Keeps whose updates counted.
     pub(in super::super) fn close_round(
         &mut self,
         round: RoundIndex,
         included: &[ClientId],
     ) -> Result<(), TransportError> {
-        self.participation.closed(round, included).map_err(state_error)?;
+        if let Some(failure) = self.shared.failure() {
+            return Err(state_error(failure.to_owned()));
+        }
+        self.participation.closed(round, included).map_err(|e| state_error(e.to_string()))
+    }
+
+    /// Nobody will be asked for `round` again; the run never goes back before `oldest`. Tells the nodes.
+    pub(in super::super) fn checkpointed(
+        &mut self,
+        round: RoundIndex,
+        oldest: RoundIndex,
+    ) -> Result<(), TransportError> {
+        self.participation.checkpointed(oldest);
+        self.shared.spool.clear().map_err(|e| state_error(e.to_string()))?;
         self.shared.round_closed(round);
         Ok(())
     }
-
-    /// The run never goes back before `round`.
-    pub(in super::super) fn checkpointed(&mut self, round: RoundIndex) -> Result<(), TransportError> {
-        self.participation.checkpointed(round).map_err(state_error)
-    }
 }
 
-fn state_error(error: QuicError) -> TransportError {
-    let place = "record of participations".to_owned();
-    TransportError::State { source: StateError::Store { place, reason: error.to_string() } }
+fn state_error(reason: String) -> TransportError {
+    TransportError::State { source: StateError::Store { place: "the server's own".to_owned(), reason } }
 }

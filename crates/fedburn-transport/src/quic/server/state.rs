@@ -1,7 +1,7 @@
 //! What a server knows, shared between its event loop and whoever runs the rounds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use fedburn_core::{ClientFailure, ClientId, ClientInfo, RoundIndex};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use super::super::blob::Blob;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
 use super::link::Link;
+use super::spool::{Entry, Spool};
 use super::tasks::{Arrived, Exchange};
 use super::uploads::{Memory, Slots, Upload};
 use crate::wire::{
@@ -29,6 +30,10 @@ pub(super) struct Shared {
     /// Another number than before means that unfinished uploads are forgotten.
     pub(super) epoch: u64,
     pub(super) limits: ServerLimits,
+    pub(super) spool: Arc<Spool>,
+    /// Whether an answer is on disk before it is acknowledged.
+    keeps_answers: bool,
+    failure: OnceLock<String>,
     pub(super) uploads: Slots,
     pub(super) downloads: Arc<Semaphore>,
     federation: Mutex<Federation>,
@@ -65,11 +70,14 @@ pub(super) struct Parts {
     pub(super) num_values: usize,
     pub(super) epoch: u64,
     pub(super) limits: ServerLimits,
+    pub(super) spool: Spool,
+    pub(super) keeps_answers: bool,
 }
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { config, identity, plan, plan_hash, schema, num_values, epoch, limits } = parts;
+        let Parts { config, identity, plan, plan_hash, schema, num_values, epoch, limits, spool, keeps_answers } =
+            parts;
         Self {
             uploads: Slots::new(&config),
             downloads: Arc::new(Semaphore::new(config.download_slots)),
@@ -81,6 +89,9 @@ impl Shared {
             num_values,
             epoch,
             limits,
+            spool: Arc::new(spool),
+            keeps_answers,
+            failure: OnceLock::new(),
             federation: Mutex::default(),
             changed: Notify::new(),
             exchanges: watch::Sender::new(0),
@@ -89,13 +100,17 @@ impl Shared {
 
     // Clients and nodes.
 
-    /// Every client that may be asked, sorted.
+    /// Every client that may be asked, sorted: those that are here, and those that answered before a crash.
     pub(super) fn clients(&self) -> Arc<[ClientInfo]> {
-        self.lock()
-            .clients
-            .iter()
-            .map(|(id, (_, num_examples))| ClientInfo { id: *id, num_examples: *num_examples })
-            .collect()
+        let mut clients = self.spool.clients();
+        let announced = |(id, (_, num_examples)): (&ClientId, &(NodeId, u64))| (*id, *num_examples);
+        clients.extend(self.lock().clients.iter().map(announced));
+        clients.into_iter().map(|(id, num_examples)| ClientInfo { id, num_examples }).collect()
+    }
+
+    /// What the server knows of a client before it asks.
+    fn client(&self, id: ClientId) -> ClientInfo {
+        ClientInfo { id, num_examples: self.lock().clients.get(&id).map_or(0, |(_, num_examples)| *num_examples) }
     }
 
     pub(super) fn owner(&self, client: ClientId) -> Option<NodeId> {
@@ -112,7 +127,7 @@ impl Shared {
         let mut told = None;
         loop {
             let changed = self.changed.notified();
-            let count = self.lock().clients.len();
+            let count = self.clients().len();
             if told != Some(count) {
                 seen(count);
                 told = Some(count);
@@ -252,21 +267,50 @@ impl Shared {
         self.lock().exchange.as_ref()?.answered(task, digest)
     }
 
-    /// Takes the answer to a task of `link`'s node.
-    pub(super) fn answer(
+    /// Takes the answer to a task of `link`'s node; where answers are kept, it is on disk when this returns. `None`
+    /// where the server cannot keep it, and is about to end.
+    pub(super) async fn answer(
         &self,
         link: &Link,
         task: TaskId,
         digest: Hash,
         reply: Result<Arrived, ClientFailure>,
         memory: Option<Memory>,
-    ) -> CommitState {
-        let mut federation = self.lock();
-        let Some(exchange) = &mut federation.exchange else { return CommitState::Superseded };
-        let state = exchange.answer(task, digest, reply, memory);
-        drop(federation);
+    ) -> Option<CommitState> {
+        let taken = self.lock().exchange.as_mut().map(|exchange| exchange.take(task, digest));
         link.release(|held| held != task);
-        state
+        let client = match taken {
+            Some(Ok(client)) => self.client(client),
+            Some(Err(state)) => return Some(state),
+            None => return Some(CommitState::Superseded),
+        };
+        let entry = Entry { task, client, digest, reply };
+        let entry = match self.keeps_answers {
+            true => match self.spool.keep(entry).await {
+                Ok(entry) => entry,
+                Err(error) => {
+                    self.fail(&format!("an answer could not be kept: {error}"));
+                    return None;
+                }
+            },
+            false => entry,
+        };
+        let mut federation = self.lock();
+        let Some(exchange) = &mut federation.exchange else { return Some(CommitState::Superseded) };
+        Some(exchange.deliver(task, entry.reply, memory, self.keeps_answers))
+    }
+
+    /// Answers cannot be kept, or not be found again. What a disk holds after an error is unknown: the exchange ends,
+    /// the run with it, and nothing is tried again.
+    pub(super) fn fail(&self, reason: &str) {
+        tracing::error!(reason, "disk.failed");
+        self.failure.get_or_init(|| format!("{reason}; make room or mend the disk, then start again to go on"));
+        self.finish();
+    }
+
+    /// Why the server cannot go on.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     pub(super) fn upload_of(&self, task: TaskId) -> Option<Arc<Upload>> {

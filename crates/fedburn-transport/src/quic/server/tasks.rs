@@ -49,8 +49,22 @@ struct Task {
     offer: TaskOffer,
     node: NodeId,
     /// What was answered, once that counts.
-    answered: Option<Hash>,
+    answered: Option<Answered>,
     upload: Option<Arc<Upload>>,
+}
+
+#[derive(Clone, Copy)]
+struct Answered {
+    /// What tells a repetition from another answer.
+    digest: Hash,
+    /// Whether it survives a crash.
+    durable: bool,
+}
+
+impl Answered {
+    fn state(self) -> CommitState {
+        if self.durable { CommitState::Durable } else { CommitState::Committed }
+    }
 }
 
 impl Exchange {
@@ -59,10 +73,11 @@ impl Exchange {
         Self { answers, deadline, tasks: BTreeMap::new(), of_node: BTreeMap::new() }
     }
 
-    /// Adds a request to a client of `node`.
-    pub(super) fn ask(&mut self, node: NodeId, offer: TaskOffer) {
+    /// Adds a request to a client of `node`; nobody is asked where it was answered before a crash and that is kept.
+    pub(super) fn ask(&mut self, node: NodeId, offer: TaskOffer, answered: Option<Hash>) {
         self.of_node.entry(node).or_default().push(offer.task);
-        self.tasks.insert(offer.task, Task { offer, node, answered: None, upload: None });
+        let answered = answered.map(|digest| Answered { digest, durable: true });
+        self.tasks.insert(offer.task, Task { offer, node, answered, upload: None });
     }
 
     /// The open tasks of a node that are not in `offered`, which they are added to.
@@ -89,35 +104,47 @@ impl Exchange {
     /// What became of a task of this node, where it was answered as `digest` says or otherwise.
     pub(super) fn answered(&self, task: TaskId, digest: Option<Hash>) -> Option<CommitState> {
         let answered = self.tasks.get(&task)?.answered?;
-        let same = digest.is_none_or(|digest| digest == answered);
+        let same = digest.is_none_or(|digest| digest == answered.digest);
         let reason = || "the task was answered before, and not like this".to_owned();
-        Some(if same { CommitState::Committed } else { CommitState::Rejected { reason: reason() } })
+        Some(if same { answered.state() } else { CommitState::Rejected { reason: reason() } })
     }
 
-    /// Takes the first answer to a task; a repetition of it changes nothing.
-    pub(super) fn answer(
+    /// Takes the first answer to a task, by a client that this gives: it is to be delivered, and no other is taken any
+    /// more. A repetition is told what became of the first.
+    pub(super) fn take(&mut self, task: TaskId, digest: Hash) -> Result<ClientId, CommitState> {
+        if let Some(state) = self.answered(task, Some(digest)) {
+            return Err(state);
+        }
+        let known = self.tasks.get_mut(&task).ok_or(CommitState::Superseded)?;
+        known.answered = Some(Answered { digest, durable: false });
+        known.upload = None;
+        Ok(known.offer.client)
+    }
+
+    /// Delivers the answer that was taken, and says what became of it.
+    pub(super) fn deliver(
         &mut self,
         task: TaskId,
-        digest: Hash,
         reply: Result<Arrived, ClientFailure>,
         memory: Option<Memory>,
+        durable: bool,
     ) -> CommitState {
-        if let Some(state) = self.answered(task, Some(digest)) {
-            return state;
-        }
-        let Some(known) = self.tasks.get_mut(&task) else { return CommitState::Superseded };
-        known.answered = Some(digest);
-        known.upload = None;
+        let Some((client, answered)) =
+            self.tasks.get_mut(&task).and_then(|t| Some((t.offer.client, t.answered.as_mut()?)))
+        else {
+            return CommitState::Superseded;
+        };
+        answered.durable = durable;
         // Nobody listens where the exchange was just given up.
-        let _ = self.answers.send(Answer { client: known.offer.client, reply, memory });
-        CommitState::Committed
+        let _ = self.answers.send(Answer { client, reply, memory });
+        answered.state()
     }
 
     /// Gives up on the open tasks of a node whose clients are no longer there.
     pub(super) fn fail_node(&mut self, node: NodeId) {
         for task in self.of_node.get(&node).cloned().unwrap_or_default() {
-            if self.is_open(node, task) {
-                self.answer(task, Hash::default(), Err(ClientFailure::Disconnected), None);
+            if self.take(task, Hash::default()).is_ok() {
+                self.deliver(task, Err(ClientFailure::Disconnected), None, false);
             }
         }
     }

@@ -27,12 +27,14 @@ struct Site {
     dir: tempfile::TempDir,
     schema: Arc<ParamSchema>,
     config: QuicConfig,
+    keep_answers: bool,
 }
 
 impl Site {
     fn new(schema: Arc<ParamSchema>) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
-        Self { dir: tempfile::tempdir().unwrap(), schema, config: QuicConfig { listen, ..QuicConfig::default() } }
+        let config = QuicConfig { listen, ..QuicConfig::default() };
+        Self { dir: tempfile::tempdir().unwrap(), schema, config, keep_answers: false }
     }
 
     fn plan(&self) -> Plan {
@@ -47,9 +49,9 @@ impl Site {
 
     fn start<B: Backend>(&self, device: B::Device, resumed: u64) -> QuicServer<B> {
         let identity = ServerIdentity::open(&self.dir.path().join("server")).unwrap();
-        let record = self.dir.path().join("participation.json");
+        let files = RunFiles { keep_answers: self.keep_answers, ..RunFiles::new(self.dir.path(), RoundIndex(resumed)) };
         let (config, schema) = (self.config.clone(), self.schema.clone());
-        QuicServer::start(config, identity, self.plan(), schema, device, record, RoundIndex(resumed)).unwrap()
+        QuicServer::start(config, identity, self.plan(), schema, device, files).unwrap()
     }
 
     fn server(&self) -> QuicServer<Flex> {

@@ -7,7 +7,7 @@ use super::super::client::Downloads;
 use super::raw::Raw;
 use super::*;
 use crate::wire::limits::MAX_CHUNK_LEN;
-use crate::wire::{Decline, Extensions, Failure, Message, TransferId, UploadBegin};
+use crate::wire::{CommitState, Decline, Extensions, Failure, Message, TransferId, UploadBegin};
 
 /// Values of six chunks.
 const SIX_CHUNKS: usize = 6 << 20;
@@ -111,4 +111,103 @@ fn a_server_that_was_killed_gets_the_answer_again_without_new_training() {
     server.wait_for(1, LONG, &mut |_| {}).unwrap();
     // Nobody asks the node for work: there is none.
     assert_eq!(exchange(&mut server, requests), first);
+}
+
+/// One client answers `requests`; gives what the round got of it.
+fn answered_once(
+    server: &mut QuicServer<Flex>,
+    client: &QuicClient<Flex>,
+    requests: &[(ClientId, Request<Flex>)],
+) -> BTreeMap<ClientId, Result<Vec<u32>, ClientFailure>> {
+    std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(server, requests.to_vec()));
+        let (id, round, reply) = answer(client.next().unwrap().unwrap(), &EchoPopulation::new(64), &Mutex::default());
+        client.reply(id, round, reply).unwrap();
+        answers.join().unwrap()
+    })
+}
+
+#[test]
+fn a_server_that_keeps_answers_asks_nobody_again_not_even_for_one_who_left() {
+    let mut site = Site::new(schema(&[100_000]));
+    site.keep_answers = true;
+    let mut server = site.server();
+    let requests = training(&site.schema, 1, &[1]);
+    let joined = join(&server.join_string(), site.node("a"), client_config()).unwrap();
+    let client = joined.start::<Flex>(&[echo(1)], site.schema.clone(), FlexDevice).unwrap();
+    let first = answered_once(&mut server, &client, &requests);
+    // Nobody says goodbye, and the client never comes back.
+    drop(server);
+    client.leave();
+    drop(client);
+    let mut server = site.server();
+    assert_eq!(*server.clients(), [echo(1)], "it took part");
+    assert_eq!(exchange(&mut server, requests.clone()), first);
+    drop(server);
+    // Other requests are other tasks.
+    let mut server = site.server();
+    let other = training(&site.schema, 2, &[1]);
+    assert_eq!(exchange(&mut server, other)[&ClientId(1)], Err(ClientFailure::Disconnected));
+    server.close_round(RoundIndex(1), &[ClientId(1)]).unwrap();
+    server.checkpointed(RoundIndex(1), RoundIndex(0)).unwrap();
+    drop(server);
+    let server = site.start::<Flex>(FlexDevice, 1);
+    assert!(server.clients().is_empty(), "what a checkpoint covers is not kept");
+}
+
+#[test]
+fn an_acknowledgement_says_what_was_promised() {
+    for (keep_answers, promise) in [(false, CommitState::Committed), (true, CommitState::Durable)] {
+        let mut site = Site::new(schema(&[3]));
+        site.keep_answers = keep_answers;
+        let mut server = site.server();
+        let mut node = Raw::announced(&site, &server, "a", &[1, 2]);
+        let requests = training(&site.schema, 1, &[1, 2]);
+        std::thread::scope(|scope| {
+            let answers = scope.spawn(|| exchange(&mut server, requests));
+            let decline = |task| Decline { task, failure: Failure::NoData, ext: Extensions::default() };
+            let first = node.offer().task;
+            for _ in 0..2 {
+                match node.ask(&decline(first)).unwrap() {
+                    Message::CommitAck(ack) => assert_eq!(ack.state, promise),
+                    other => panic!("{other:?}"),
+                }
+            }
+            let second = node.offer().task;
+            node.ask(&decline(second)).unwrap();
+            assert_eq!(answers.join().unwrap()[&ClientId(1)], Err(ClientFailure::NoData));
+        });
+    }
+}
+
+#[test]
+fn a_server_whose_disk_fails_ends_its_round_and_goes_on_when_it_is_mended() {
+    let mut site = Site::new(schema(&[3]));
+    site.keep_answers = true;
+    let mut server = site.server();
+    site.config.listen = server.address();
+    let joined = join(&server.join_string(), site.node("a"), client_config()).unwrap();
+    let client = joined.start::<Flex>(&[echo(1)], site.schema.clone(), FlexDevice).unwrap();
+    let requests = training(&site.schema, 1, &[1]);
+    let disk = fedburn_durable::crash::Watch::new(site.dir.path());
+    disk.crash_at(0, fedburn_durable::crash::Ending::Torn);
+    std::thread::scope(|scope| {
+        let client = &client;
+        let working = scope.spawn(move || {
+            let asked = client.next().unwrap().unwrap();
+            let (id, round, reply) = answer(asked, &EchoPopulation::new(64), &Mutex::default());
+            client.reply(id, round, reply).unwrap();
+        });
+        let failure = exchange(&mut server, requests.clone()).remove(&ClientId(1)).unwrap().unwrap_err();
+        assert!(matches!(&failure, ClientFailure::Failed { reason } if reason.contains("start again")), "{failure}");
+        let error = server.close_round(RoundIndex(1), &[]).unwrap_err().to_string();
+        assert!(error.contains("an answer could not be kept"), "{error}");
+        server.close();
+        disk.restart().unwrap();
+        let mut server = site.server();
+        server.wait_for(1, LONG, &mut |_| {}).unwrap();
+        // The node was told neither yes nor goodbye: it has the answer, and nobody trains again.
+        assert_eq!(exchange(&mut server, requests.clone()), expected(requests.clone()));
+        working.join().unwrap();
+    });
 }

@@ -214,16 +214,8 @@ fn an_operators_certificates_are_trusted_and_nobody_enrols() {
     drop(ServerIdentity::open(&made).unwrap());
     let (ca, leaf, key) = (made.join("ca.pem"), made.join("server.pem"), made.join("server.key"));
     let identity = ServerIdentity::from_files(&site.node_dir("server"), &ca, &leaf, &key).unwrap();
-    let (record, schema) = (site.node_dir("participation.json"), site.schema.clone());
-    let server = QuicServer::<Flex>::start(
-        site.config.clone(),
-        identity,
-        site.plan(),
-        schema,
-        FlexDevice,
-        record,
-        RoundIndex(0),
-    );
+    let (files, schema) = (RunFiles::new(site.dir.path(), RoundIndex(0)), site.schema.clone());
+    let server = QuicServer::<Flex>::start(site.config.clone(), identity, site.plan(), schema, FlexDevice, files);
     let server = server.unwrap();
     assert!(server.join_string().to_string().ends_with(':'), "no secret");
     assert!(join(&server.join_string(), site.node("a"), client_config()).is_err());

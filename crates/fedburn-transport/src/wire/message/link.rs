@@ -17,7 +17,7 @@ use crate::wire::limits::{
 pub struct Hello {
     /// The newest minor version that the client speaks.
     pub minor: u16,
-    /// What the client can do besides, one bit a feature; version 1.0 defines none.
+    /// What the client can do besides, one bit a [feature](crate::wire::features); version 1.0 defines none.
     pub features: u64,
     /// What the node's operator calls it, sorted.
     #[serde(with = "Names::<MAX_LABELS, MAX_LABEL>")]

@@ -134,6 +134,9 @@ pub enum CommitState {
         #[serde(with = "Text::<MAX_REASON>")]
         reason: String,
     },
+    /// It counts, also after a crash of the server: nobody will ask for it again. Sent where the connection has
+    /// [`features::DURABLE`](crate::wire::features::DURABLE), `Committed` otherwise.
+    Durable,
 }
 
 /// A measurement. It may be repeated at any time and counts once.

@@ -1,0 +1,7 @@
+//! What ends of a connection may be able to do besides version 1.0, one bit each; a connection has what both ends have.
+
+/// The node knows the acknowledgement [`CommitState::Durable`](super::CommitState::Durable).
+pub const DURABLE: u64 = 1 << 0;
+
+/// All that this code can do.
+pub const ALL: u64 = DURABLE;
