@@ -285,17 +285,13 @@ impl Job<'_> {
             // Nodes forget their answers to a round when it ends: it must never be asked for again.
             pace.checkpoint_every = 1;
         }
-        let server = Server::new(
-            pace,
-            transport,
-            experiment.strategy()?,
-            sampler,
-            initial.clone(),
-            run.seeds(),
-        )?;
+        let server = Server::new(pace, transport, experiment.strategy()?, sampler, initial.clone(), run.seeds())?;
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device.clone()).with_threads(workers);
         let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
         let mut server = server.with_threads(workers);
+        if self.options.serving.is_some() {
+            server = server.with_staging(&self.dir);
+        }
         if server.coordinator().strategy().remembers_clients() {
             server = server.with_memory(Arc::new(DiskStore::open(self.path("memory"), resumed)?));
         }

@@ -11,6 +11,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,7 @@ pub struct Coordinator<B: Backend> {
     min_updates: usize,
     threads: usize,
     compression: CompressionConfig,
+    staging: Option<Arc<Path>>,
     finished: RoundIndex,
     global: ParamVector<B>,
     deploy: Option<ParamVector<B>>,
@@ -100,6 +102,7 @@ impl<B: Backend> Coordinator<B> {
             min_updates: min_updates.max(1),
             threads: 1,
             compression: CompressionConfig::default(),
+            staging: None,
             finished: RoundIndex(0),
             global,
             deploy: None,
@@ -126,6 +129,14 @@ impl<B: Backend> Coordinator<B> {
     #[must_use]
     pub fn with_compression(mut self, compression: CompressionConfig) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// Lets the long vectors of a round wait for its mean in files in `folder` instead of in memory, which then holds
+    /// the global vector and the mean however many clients there are. Changes no bit of any result.
+    #[must_use]
+    pub fn with_staging(mut self, folder: &Path) -> Self {
+        self.staging = Some(folder.into());
         self
     }
 
@@ -219,7 +230,7 @@ impl<B: Backend> Coordinator<B> {
             began: now,
             sent,
             waiting: cohort.iter().copied().collect(),
-            gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads),
+            gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads, self.staging.clone()),
             metrics: BTreeMap::new(),
             failures: 0,
             bytes_down: 0,

@@ -1,6 +1,8 @@
 //! What the coordinator keeps of the updates of an open round: exact sums, or the updates themselves.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
@@ -15,7 +17,7 @@ use crate::running_mean::RunningMean;
 /// The accepted updates of a round, in the form that the strategy may see.
 pub(crate) enum Gathered<B: Backend> {
     /// Folded as they arrive: memory does not depend on the cohort.
-    Mean(MeanSums),
+    Mean(Box<MeanSums>),
     /// Staged whole for a per-client strategy.
     Updates(Vec<ClientUpdate<B>>),
 }
@@ -24,6 +26,7 @@ pub(crate) enum Gathered<B: Backend> {
 pub(crate) struct MeanSums {
     weighting: Weighting,
     threads: usize,
+    staging: Option<Arc<Path>>,
     params: RunningMean,
     side: BTreeMap<SideName, RunningMean>,
     clients: BTreeMap<ClientId, ClientScalars>,
@@ -35,17 +38,19 @@ struct ClientScalars {
 }
 
 impl<B: Backend> Gathered<B> {
-    /// Nothing yet; vectors of `num_values` values are folded on up to `threads` threads.
-    pub(crate) fn new(strategy: &Strategy<B>, num_values: usize, threads: usize) -> Self {
+    /// Nothing yet; vectors of `num_values` values are folded on up to `threads` threads. Long ones wait in the folder
+    /// `staging`, where there is one.
+    pub(crate) fn new(strategy: &Strategy<B>, num_values: usize, threads: usize, staging: Option<Arc<Path>>) -> Self {
         match strategy {
             Strategy::PerClient(_) => Self::Updates(Vec::new()),
-            Strategy::Mean(strategy) => Self::Mean(MeanSums {
+            Strategy::Mean(strategy) => Self::Mean(Box::new(MeanSums {
                 weighting: strategy.weighting(),
                 threads,
-                params: RunningMean::new(num_values, threads),
+                params: RunningMean::new(num_values, threads, staging.clone()),
+                staging,
                 side: BTreeMap::new(),
                 clients: BTreeMap::new(),
-            }),
+            })),
         }
     }
 
@@ -93,7 +98,8 @@ impl MeanSums {
         self.params.add(params.into_host(), weight).map_err(malformed)?;
         for (name, values) in vectors {
             // Cannot fail where the parameters went in: same length, same weight, finite.
-            let mean = self.side.entry(name).or_insert_with(|| RunningMean::new(len, self.threads));
+            let new = || RunningMean::new(len, self.threads, self.staging.clone());
+            let mean = self.side.entry(name).or_insert_with(new);
             mean.add(values, weight).map_err(malformed)?;
         }
         self.clients.insert(update.client, ClientScalars { num_examples, scalars: side.scalars });

@@ -15,6 +15,7 @@ mod observers;
 mod running_mean;
 mod samplers;
 mod server;
+mod staged;
 mod store;
 mod unreliable;
 

@@ -1,26 +1,53 @@
 //! The exact mean of vectors that arrive one after another.
 
-use crate::exact_sum::{ExactSum, ExactSumError, check, exact_mean, first_non_finite};
+use std::path::Path;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::exact_sum::{ExactSum, ExactSumError, check, exact_mean, exact_mean_into, first_non_finite};
+use crate::staged::Staged;
 
 /// A mean in the making. A few vectors wait for each other, because one pass over several is much faster than one for
 /// each; what does not fit is folded into an [`ExactSum`]. So the memory does not depend on the number of vectors, and
 /// where all of them may wait, as with small models, no sum is ever needed.
+///
+/// With a folder for them, long vectors wait in a file instead, however many they are: then the mean itself is all that
+/// is in memory.
 pub(crate) struct RunningMean {
     len: usize,
     weight: u64,
     threads: usize,
     waiting: Vec<(Vec<f32>, u64)>,
+    folder: Option<Arc<Path>>,
+    staged: Option<Staged>,
     sum: Option<ExactSum>,
 }
 
-/// As many vectors wait as take the memory of their sum, or more as long as they are small: 8 MiB.
+/// A mean that cannot be told.
+#[derive(Debug, Error)]
+pub(crate) enum RunningMeanError {
+    /// Nothing was added.
+    #[error(transparent)]
+    Sum(#[from] ExactSumError),
+    /// The file of the vectors that wait cannot be read.
+    #[error("the round's updates cannot be read back: {0}")]
+    Staged(#[from] std::io::Error),
+}
+
+/// As many vectors wait in memory as take the memory of their sum, or more as long as they are small: 8 MiB.
 const WAITING: usize = 4;
 const WAITING_VALUES: usize = 1 << 21;
+/// Values of a vector that is long enough to wait in a file.
+const STAGED_VALUES: usize = 1 << 21;
+/// Values that are read back at once, of all vectors together.
+const BLOCK_VALUES: usize = 1 << 21;
 
 impl RunningMean {
-    /// The mean of nothing yet; long vectors are shared among up to `threads` threads.
-    pub(crate) fn new(len: usize, threads: usize) -> Self {
-        Self { len, weight: 0, threads, waiting: Vec::new(), sum: None }
+    /// The mean of nothing yet; long vectors are shared among up to `threads` threads and wait in `folder`, where there
+    /// is one.
+    pub(crate) fn new(len: usize, threads: usize, folder: Option<Arc<Path>>) -> Self {
+        Self { len, weight: 0, threads, waiting: Vec::new(), folder, staged: None, sum: None }
     }
 
     /// The weights added so far.
@@ -37,7 +64,9 @@ impl RunningMean {
         if let Some(index) = first_non_finite(&values) {
             return Err(ExactSumError::NonFinite { index });
         }
-        self.waiting.push((values, weight));
+        if !self.stage(&values, weight) {
+            self.waiting.push((values, weight));
+        }
         self.weight = total;
         if self.waiting.len() >= WAITING && self.waiting.len().saturating_mul(self.len) >= WAITING_VALUES {
             self.fold()?;
@@ -48,14 +77,60 @@ impl RunningMean {
     /// The mean, each value rounded once.
     ///
     /// # Errors
-    /// [`ExactSumError::Empty`] where nothing was added.
-    pub(crate) fn mean(mut self) -> Result<Vec<f32>, ExactSumError> {
-        if self.sum.is_none() && !self.waiting.is_empty() {
-            let first = self.waiting.swap_remove(0);
-            return exact_mean(first, &slices(&self.waiting), self.threads);
+    /// [`ExactSumError::Empty`] where nothing was added; a file that cannot be read.
+    pub(crate) fn mean(mut self) -> Result<Vec<f32>, RunningMeanError> {
+        match (self.sum.is_some(), self.staged.take()) {
+            (false, Some(staged)) => self.mean_with(&staged),
+            (false, None) if !self.waiting.is_empty() => {
+                let first = self.waiting.swap_remove(0);
+                Ok(exact_mean(first, &slices(&self.waiting), self.threads)?)
+            }
+            (_, staged) => {
+                for (index, weight) in staged.iter().flat_map(Staged::weights) {
+                    let mut values = vec![0.0; self.len];
+                    staged.iter().try_for_each(|staged| staged.read(index, 0, &mut values))?;
+                    self.waiting.push((values, weight));
+                    self.fold()?;
+                }
+                self.fold()?;
+                self.sum.map_or(Err(ExactSumError::Empty.into()), |sum| Ok(sum.mean()?))
+            }
         }
-        self.fold()?;
-        self.sum.map_or(Err(ExactSumError::Empty), |sum| sum.mean())
+    }
+
+    /// Puts a long vector into the file; `false` where it has to wait in memory.
+    fn stage(&mut self, values: &[f32], weight: u64) -> bool {
+        let Some(folder) = self.folder.as_ref().filter(|_| values.len() >= STAGED_VALUES) else { return false };
+        let staged = match self.staged.take() {
+            Some(staged) => Ok(staged),
+            None => Staged::new(folder, self.len),
+        };
+        let added = staged.and_then(|mut staged| {
+            let added = staged.add(values, weight);
+            self.staged = Some(staged);
+            added
+        });
+        if let Err(error) = &added {
+            tracing::warn!(%error, folder = %folder.display(), "an update waits in memory: it cannot be written");
+        }
+        added.is_ok()
+    }
+
+    /// The mean of what waits in the file and in memory, block by block.
+    fn mean_with(&self, staged: &Staged) -> Result<Vec<f32>, RunningMeanError> {
+        let weights: Vec<(usize, u64)> = staged.weights().collect();
+        let block = (BLOCK_VALUES / weights.len()).max(1);
+        let mut buffers = vec![vec![0.0; block.min(self.len)]; weights.len()];
+        let mut means = vec![0.0; self.len];
+        for (start, means) in (0..).step_by(block).zip(means.chunks_mut(block)) {
+            for ((index, _), buffer) in weights.iter().zip(&mut buffers) {
+                staged.read(*index, start, &mut buffer[..means.len()])?;
+            }
+            let read = buffers.iter().zip(&weights).map(|(buffer, (_, weight))| (&buffer[..means.len()], *weight));
+            let waiting = self.waiting.iter().map(|(values, weight)| (&values[start..start + means.len()], *weight));
+            exact_mean_into(means, &read.chain(waiting).collect::<Vec<_>>(), self.threads)?;
+        }
+        Ok(means)
     }
 
     fn fold(&mut self) -> Result<(), ExactSumError> {
@@ -84,7 +159,7 @@ mod tests {
                 .map(|k| ((0..len).map(|i| ((i as u64 * 37 + k * 101) % 1009) as f32 * 1e-3 - 0.5).collect(), 3 + k))
                 .collect();
             let mut expected = ExactSum::new(len);
-            let mut mean = RunningMean::new(len, 2);
+            let mut mean = RunningMean::new(len, 2, None);
             for (count, (values, weight)) in vectors.iter().enumerate() {
                 expected.add(values, *weight).unwrap();
                 mean.add(values.clone(), *weight).unwrap();
@@ -97,7 +172,40 @@ mod tests {
     }
 
     #[test]
+    fn vectors_that_wait_in_a_file_give_the_same_bits() {
+        let folder: Arc<Path> = tempfile::tempdir().unwrap().keep().into();
+        let len = STAGED_VALUES + 3;
+        let vector = |k: usize| (0..len).map(|i| ((i * 37 + k * 101) % 1009) as f32 * 1e-3 - 0.5).collect::<Vec<_>>();
+        let mut expected = ExactSum::new(len);
+        let (mut staged, mut lost) =
+            (RunningMean::new(len, 2, Some(folder.clone())), RunningMean::new(len, 2, Some(folder.join("no").into())));
+        for k in 0..5 {
+            expected.add(&vector(k), 3 + k as u64).unwrap();
+            staged.add(vector(k), 3 + k as u64).unwrap();
+            assert!(staged.waiting.is_empty() && staged.sum.is_none());
+            // A folder that is not there is no reason to lose the round.
+            lost.add(vector(k), 3 + k as u64).unwrap();
+        }
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "the file has no name, so that no crash leaves it");
+        let expected = expected.mean().unwrap();
+        assert_eq!(lost.mean().unwrap(), expected);
+
+        // A disk that filled up in between: some wait in the file, some in memory.
+        for in_memory in 1..5 {
+            let mut mixed = RunningMean::new(len, 2, Some(folder.clone()));
+            for k in 0..5 {
+                mixed.folder = (k >= in_memory).then(|| folder.clone());
+                mixed.add(vector(k), 3 + k as u64).unwrap();
+            }
+            assert_eq!(mixed.mean().unwrap(), expected);
+        }
+        assert_eq!(staged.mean().unwrap(), expected);
+        std::fs::remove_dir(&folder).unwrap();
+    }
+
+    #[test]
     fn no_vector_has_no_mean() {
-        assert_eq!(RunningMean::new(2, 1).mean(), Err(ExactSumError::Empty));
+        let mean = RunningMean::new(2, 1, None).mean();
+        assert!(matches!(mean, Err(RunningMeanError::Sum(ExactSumError::Empty))));
     }
 }

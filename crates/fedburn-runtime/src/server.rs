@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -121,6 +122,14 @@ impl<B: Backend> Server<B> {
             n => n,
         };
         self.coordinator = self.coordinator.with_threads(threads);
+        self
+    }
+
+    /// Lets the long vectors of a round wait for its mean in files in `folder` instead of in memory: for models of which
+    /// a few do not fit. Changes no bit of any result.
+    #[must_use]
+    pub fn with_staging(mut self, folder: &Path) -> Self {
+        self.coordinator = self.coordinator.with_staging(folder);
         self
     }
 

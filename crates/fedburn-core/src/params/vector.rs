@@ -1,5 +1,6 @@
 //! A model's float parameters and buffers as one vector on one device.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, ElementConversion, Tensor, TensorData, backend::Backend};
@@ -109,6 +110,18 @@ impl<B: Backend> ParamVector<B> {
             data.into_vec().unwrap_or_default()
         } else {
             data.iter().collect()
+        }
+    }
+
+    /// Gives `use_it` some of the values, in schema order, without a copy of the others.
+    ///
+    /// # Panics
+    /// Where the range is not within `0..num_values`.
+    pub fn with_range<T>(&self, range: Range<usize>, use_it: impl FnOnce(&[f32]) -> T) -> T {
+        let data = self.values.clone().slice([range]).into_data();
+        match data.as_slice::<f32>() {
+            Ok(values) => use_it(values),
+            Err(_) => use_it(&data.iter().collect::<Vec<f32>>()),
         }
     }
 

@@ -1,54 +1,13 @@
-//! Blobs as either side holds them: whole ones to send, and ones that are being put together from chunks.
+//! Blobs on their way in: put together from chunks.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::wire::limits::MAX_CHUNK_LEN;
 use crate::wire::{
-    Bitmap, BlobError, BlobRef, ChunkError, ChunkHeader, Codec, Hash, Layout, Manifest, TransferId, VectorPayload,
-    encode_vector, root_of,
+    Bitmap, BlobError, ChunkError, ChunkHeader, Codec, Hash, Layout, Manifest, TransferId, VectorPayload, root_of,
 };
-
-/// A blob to send, its bytes shared by everybody it is sent to.
-#[derive(Clone, Debug)]
-pub(crate) struct Blob {
-    pub(crate) manifest: Manifest,
-    pub(crate) bytes: Bytes,
-}
-
-impl Blob {
-    /// The blob of one vector, without a copy where the machine's byte order is the protocol's.
-    pub(crate) fn of_vector(values: Vec<f32>, chunk_len: u32) -> Result<Self, BlobError> {
-        let bytes = encode_vector(values);
-        Ok(Self { manifest: Manifest::of(Codec::F32, &bytes, chunk_len)?, bytes })
-    }
-
-    /// The blob of an update: its vectors one after another.
-    pub(crate) fn of_vectors(mut vectors: Vec<Vec<f32>>, chunk_len: u32) -> Result<Self, BlobError> {
-        match vectors.as_slice() {
-            [_] => Self::of_vector(vectors.swap_remove(0), chunk_len),
-            _ => {
-                let num_values = vectors.first().map_or(0, Vec::len);
-                let slices: Vec<&[f32]> = vectors.iter().map(Vec::as_slice).collect();
-                let bytes = VectorPayload::new(num_values, vectors.len(), chunk_len)?.encode(&slices)?;
-                Ok(Self { manifest: Manifest::of(Codec::F32, &bytes, chunk_len)?, bytes })
-            }
-        }
-    }
-
-    pub(crate) fn name(&self) -> BlobRef {
-        self.manifest.blob()
-    }
-
-    /// Header and payload of one chunk; `None` where there is no such chunk.
-    pub(crate) fn chunk(&self, transfer: TransferId, index: u32) -> Option<(ChunkHeader, Bytes)> {
-        let header = self.manifest.header(transfer, index)?;
-        let range = self.manifest.layout().range(index)?;
-        Some((header, self.bytes.slice(range.start as usize..range.end as usize)))
-    }
-}
 
 /// A blob that is being put together from chunks, which come in any order and may come again.
 pub(crate) struct Assembly {

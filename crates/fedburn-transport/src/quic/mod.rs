@@ -17,6 +17,7 @@ mod plan;
 mod receive;
 mod restart;
 mod runtime;
+mod send;
 mod server;
 mod stream;
 mod surroundings;

@@ -4,10 +4,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::QuicError;
+use super::send::Blob;
 use crate::wire::limits::MAX_CHUNK_LEN;
-use crate::wire::{Codec, Manifest};
-
-use super::blob::Blob;
 
 /// What a federation trains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +31,7 @@ impl Plan {
         if text.len() > MAX_PLAN {
             return Err(unusable(format!("{} bytes, at most {MAX_PLAN}", text.len())));
         }
-        let manifest = Manifest::of(Codec::Opaque, &text, MAX_CHUNK_LEN).map_err(|e| unusable(e.to_string()))?;
-        Ok(Blob { manifest, bytes: text })
+        Blob::of_bytes(text, MAX_CHUNK_LEN).map_err(|e| unusable(e.to_string()))
     }
 
     /// The plan that came.

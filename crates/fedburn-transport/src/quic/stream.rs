@@ -1,11 +1,8 @@
 //! Frames and chunks over QUIC streams.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use quinn::{Connection, ReadError, RecvStream, SendStream, VarInt, WriteError};
 use thiserror::Error;
-use tokio::time::timeout;
 
 use crate::wire::limits::CHUNK_HEADER_LEN;
 use crate::wire::{Body, ChunkError, ChunkHeader, CloseCode, Frame, FrameDecoder, FrameError, Message};
@@ -108,25 +105,6 @@ pub(crate) async fn ask<M: Body>(connection: &Connection, question: &M) -> Resul
     Ok(answer.message()?)
 }
 
-/// Sends one chunk on a stream of its own. Each part of it must go within `progress`.
-pub(crate) async fn send_chunk(
-    connection: &Connection,
-    header: &ChunkHeader,
-    payload: Bytes,
-    progress: Duration,
-) -> Result<(), StreamError> {
-    let within = |_| StreamError::Slow;
-    let mut stream = timeout(progress, connection.open_uni()).await.map_err(within)??;
-    stream.write_all(&header.encode()).await?;
-    let mut rest = payload;
-    while !rest.is_empty() {
-        let part = rest.split_to(rest.len().min(WRITE_PART));
-        timeout(progress, stream.write_chunk(part)).await.map_err(within)??;
-    }
-    let _ = stream.finish();
-    Ok(())
-}
-
 /// Reads a chunk's header.
 pub(crate) async fn read_header(stream: &mut RecvStream) -> Result<ChunkHeader, StreamError> {
     let mut bytes = [0; CHUNK_HEADER_LEN];
@@ -166,7 +144,5 @@ pub(crate) fn close(connection: &Connection, code: CloseCode, reason: &str) {
 pub(crate) const REQUEST: u32 = 0;
 /// Bytes taken off a stream at once.
 const MAX_READ: usize = 256 << 10;
-/// Bytes of a chunk for which progress is looked at.
-const WRITE_PART: usize = 256 << 10;
 /// Bytes of a close frame's reason, which must fit one packet.
 const MAX_CLOSE_REASON: usize = 512;

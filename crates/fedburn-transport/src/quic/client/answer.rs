@@ -1,15 +1,13 @@
 //! An answer on its way to the server: encoded once, sent until it is acknowledged.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fedburn_core::{ClientFailure, Metrics, RoundIndex};
-use tokio::task::JoinSet;
 
 use super::super::QuicError;
-use super::super::blob::Blob;
-use super::super::stream::{REQUEST, ask, send_chunk};
+use super::super::send::{Blob, send_chunks};
+use super::super::stream::{REQUEST, ask};
 use super::connect::{on, unexpected};
 use super::failure::Failure;
 use super::state::{Live, Shared};
@@ -38,7 +36,7 @@ pub(super) enum Content {
 #[derive(Debug)]
 pub(super) struct Update {
     /// The parameters, then the vectors that `names` names.
-    pub(super) blob: Blob,
+    pub(super) blob: Arc<Blob>,
     pub(super) names: Vec<String>,
     pub(super) num_values: u64,
     pub(super) num_examples: u64,
@@ -66,7 +64,7 @@ impl Prepared {
     /// Bytes of memory, roughly.
     pub(super) fn len(&self) -> u64 {
         let payload = match &self.content {
-            Content::Update(update) => update.blob.bytes.len() as u64,
+            Content::Update(update) => update.blob.name().len,
             _ => 0,
         };
         payload + 1024
@@ -134,29 +132,20 @@ async fn patient<M: crate::wire::Body>(live: &Live, question: &M) -> Result<Mess
     }
 }
 
-async fn send_missing(shared: &Shared, live: &Live, task: TaskId, blob: &Blob, have: &Bitmap) -> Result<(), Failure> {
+async fn send_missing(
+    shared: &Shared,
+    live: &Live,
+    task: TaskId,
+    blob: &Arc<Blob>,
+    have: &Bitmap,
+) -> Result<(), Failure> {
     if have.len() != blob.manifest.layout().num_chunks() {
         let reason = "the server's bitmap is of another update".to_owned();
         return Err(QuicError::Protocol { reason }.into());
     }
     let progress = Duration::from_secs(shared.dialer.config().progress_timeout_secs);
-    let in_flight = live.limits.chunks_in_flight.clamp(1, super::super::tuning::CHUNKS_IN_FLIGHT);
-    let mut waiting: VecDeque<u32> = have.missing().collect();
-    let mut sending = JoinSet::new();
-    loop {
-        while sending.len() < in_flight as usize
-            && let Some((header, payload)) = waiting.pop_front().and_then(|index| blob.chunk(task.into(), index))
-        {
-            let connection = live.connection.clone();
-            sending.spawn(async move { send_chunk(&connection, &header, payload, progress).await });
-        }
-        match sending.join_next().await {
-            None => return Ok(()),
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => return Err(on(&live.connection, error.into())),
-            Some(Err(_)) => return Err(Failure::Passing("the event loop ends".to_owned())),
-        }
-    }
+    let sent = send_chunks(&live.connection, blob, task.into(), have.missing(), progress).await;
+    sent.map_err(|error| on(&live.connection, error.into()))
 }
 
 fn commit(task: TaskId, update: &Update, payload: Payload) -> UploadCommit {
@@ -178,10 +167,7 @@ fn measured(task: TaskId, metrics: &Metrics) -> Measured {
 
 /// The whole update as one message, where it is small enough.
 fn inline(live: &Live, task: TaskId, update: &Update) -> Option<UploadCommit> {
-    let data = &update.blob.bytes;
-    if data.len() > MAX_INLINE.min(live.limits.inline_len as usize) {
-        return None;
-    }
+    let data = update.blob.inline(live.limits.inline_len.min(MAX_INLINE as u32))?;
     let whole = commit(task, update, Payload::Inline { vectors: update.names.clone(), data: data.clone() });
     Frame::encode(REQUEST, &whole).is_ok().then_some(whole)
 }

@@ -11,8 +11,8 @@ use fedburn_core::{
 use tokio::time::Instant;
 
 use super::super::QuicError;
-use super::super::blob::Blob;
 use super::super::plan::{MAX_PLAN, Plan};
+use super::super::send::Blob;
 use super::super::stream::close;
 use super::answer::{self, Content, Prepared, Update};
 use super::connect::Dialer;
@@ -187,11 +187,11 @@ impl<B: Backend> Node<B> {
         let (names, sides): (Vec<_>, Vec<_>) = side.vectors.into_iter().unzip();
         let vectors = std::iter::once(params).chain(sides).map(|vector| {
             schema.ensure_same(vector.schema()).map_err(|e| failed(format!("a vector of another model: {e}")))?;
-            Ok(vector.into_host())
+            Ok(vector)
         });
         let vectors = vectors.collect::<Result<Vec<_>, ClientFailure>>()?;
         Ok(Update {
-            blob: Blob::of_vectors(vectors, self.shared.chunk_len).map_err(|e| failed(e.to_string()))?,
+            blob: Arc::new(Blob::of_vectors(vectors, self.shared.chunk_len).map_err(|e| failed(e.to_string()))?),
             names: names.into_iter().map(|name| name.into_owned()).collect(),
             num_values: schema.num_values() as u64,
             num_examples,

@@ -1,14 +1,11 @@
 //! Blobs on their way out.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::task::JoinSet;
 
-use super::super::blob::Blob;
-use super::super::stream::{StreamError, send_chunk};
-use super::super::tuning::CHUNKS_IN_FLIGHT;
+use super::super::send::{Blob, send_chunks};
+use super::super::stream::StreamError;
 use super::connection::refuse;
 use super::link::Link;
 use super::state::Shared;
@@ -17,7 +14,11 @@ use crate::wire::{BlobManifest, ChunksComing, CloseCode, Extensions, GetChunks, 
 /// How a blob is cut, and a small one itself.
 pub(super) fn manifest(shared: &Shared, asked: &GetManifest) -> Message {
     match shared.blob(asked.root) {
-        Some(blob) => BlobManifest::new(blob.manifest.clone(), &blob.bytes, shared.limits.inline_len as usize).into(),
+        Some(blob) => {
+            let most = shared.limits.inline_len;
+            let inline = blob.inline(most).cloned().unwrap_or_default();
+            BlobManifest::new(blob.manifest.clone(), &inline, most as usize).into()
+        }
         None => refuse(Refusal::UnknownBlob, format!("no blob {} is offered", asked.root)),
     }
 }
@@ -43,7 +44,7 @@ pub(super) async fn chunks(shared: &Arc<Shared>, link: &Arc<Link>, asked: GetChu
     ChunksComing { chunks, ext: Extensions::default() }.into()
 }
 
-/// Sends the chunks, lowest number first, some at a time.
+/// Sends the chunks, lowest number first.
 async fn send_all(
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -51,21 +52,10 @@ async fn send_all(
     asked: GetChunks,
     _slot: OwnedSemaphorePermit,
 ) {
-    let mut waiting: VecDeque<u32> = asked.ranges.indices().collect();
-    let mut sending = JoinSet::new();
-    loop {
-        while sending.len() < CHUNKS_IN_FLIGHT as usize
-            && let Some((header, payload)) = waiting.pop_front().and_then(|index| blob.chunk(asked.transfer, index))
-        {
-            let (connection, progress) = (link.connection.clone(), shared.config.progress_timeout());
-            sending.spawn(async move { send_chunk(&connection, &header, payload, progress).await });
-        }
-        match sending.join_next().await {
-            None => return,
-            Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(StreamError::Slow))) => return link.close(CloseCode::Slow, "the download is too slow"),
-            // The connection is gone, or the node no longer wants it.
-            Some(Ok(Err(_)) | Err(_)) => return,
-        }
+    let progress = shared.config.progress_timeout();
+    let sent = send_chunks(&link.connection, &blob, asked.transfer, asked.ranges.indices(), progress).await;
+    // Else it is all on its way, the connection is gone, or the node no longer wants it.
+    if let Err(StreamError::Slow) = sent {
+        link.close(CloseCode::Slow, "the download is too slow");
     }
 }

@@ -11,7 +11,7 @@ use fedburn_core::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
-use super::super::blob::Blob;
+use super::super::send::Blob;
 use super::participation::Participation;
 use super::state::Shared;
 use super::tasks::{Answer, Arrived, ArrivedUpdate, Exchange};
@@ -150,7 +150,7 @@ impl<B: Backend> Blobs<B> {
             return Ok(*name);
         }
         schema.ensure_same(vector.schema()).map_err(|e| failed(format!("a vector of another model: {e}")))?;
-        let blob = Blob::of_vector(vector.to_host(), self.chunk_len).map_err(|e| failed(e.to_string()))?;
+        let blob = Blob::of_vectors(vec![vector.clone()], self.chunk_len).map_err(|e| failed(e.to_string()))?;
         let name = blob.name();
         self.known.push((vector.clone(), name));
         self.encoded.entry(name.root).or_insert_with(|| Arc::new(blob));

@@ -42,7 +42,7 @@ impl<B: Backend> Rounds<B> {
         let plan_hash = Hash(plan.hash);
         let participation = Participation::open(files.participation, plan_hash, files.resumed)?;
         let shared = Arc::new(Shared::new(Parts {
-            plan: plan.encode()?,
+            plan: Arc::new(plan.encode()?),
             plan_hash,
             schema: schema.fingerprint(),
             num_values: schema.num_values(),

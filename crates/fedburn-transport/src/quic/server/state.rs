@@ -7,7 +7,7 @@ use fedburn_core::{ClientFailure, ClientId, ClientInfo, RoundIndex};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::super::blob::Blob;
+use super::super::send::Blob;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
 use super::link::Link;
 use super::spool::{Entry, Spool};
@@ -22,7 +22,7 @@ use crate::wire::{
 pub(super) struct Shared {
     pub(super) config: QuicConfig,
     pub(super) identity: ServerIdentity,
-    pub(super) plan: Blob,
+    pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
     /// Fingerprint of the model's schema.
     pub(super) schema: u64,
@@ -64,7 +64,7 @@ struct Node {
 pub(super) struct Parts {
     pub(super) config: QuicConfig,
     pub(super) identity: ServerIdentity,
-    pub(super) plan: Blob,
+    pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
     pub(super) schema: u64,
     pub(super) num_values: usize,
@@ -330,7 +330,7 @@ impl Shared {
     /// A blob that nodes may fetch now.
     pub(super) fn blob(&self, root: Hash) -> Option<Arc<Blob>> {
         if self.plan.name().root == root {
-            return Some(Arc::new(self.plan.clone()));
+            return Some(self.plan.clone());
         }
         self.lock().blobs.get(&root).cloned()
     }

@@ -1,9 +1,11 @@
 //! Transfers that are cut off go on where they were.
 
+use fedburn_core::ParamVector;
 use fedburn_testkit::schema;
 
-use super::super::blob::{Assembly, Blob};
+use super::super::blob::Assembly;
 use super::super::client::Downloads;
+use super::super::send::Blob;
 use super::raw::Raw;
 use super::*;
 use crate::wire::limits::MAX_CHUNK_LEN;
@@ -19,7 +21,8 @@ fn an_upload_that_was_cut_sends_only_what_is_missing() {
     let requests = training(&site.schema, 1, &[1]);
     let wanted = expected(requests.clone());
     let values: Vec<f32> = wanted[&ClientId(1)].as_ref().unwrap().iter().map(|bits| f32::from_bits(*bits)).collect();
-    let blob = Blob::of_vector(values, MAX_CHUNK_LEN).unwrap();
+    let vector = ParamVector::<Flex>::from_host(values, site.schema.clone(), &FlexDevice).unwrap();
+    let blob = Blob::of_vectors(vec![vector], MAX_CHUNK_LEN).unwrap();
 
     let join_string = server.join_string();
     let mut first = Raw::announced(&site, &server, "a", &[1]);
@@ -64,7 +67,8 @@ fn a_download_that_was_cut_fetches_only_what_is_missing() {
     let mut server = site.server();
     let requests = training(&site.schema, 1, &[1]);
     let values: Vec<f32> = (0..SIX_CHUNKS).map(|i| i as f32).collect();
-    let whole = Blob::of_vector(values.clone(), MAX_CHUNK_LEN).unwrap();
+    let vector = ParamVector::<Flex>::from_host(values.clone(), site.schema.clone(), &FlexDevice).unwrap();
+    let whole = Blob::of_vectors(vec![vector], MAX_CHUNK_LEN).unwrap();
     let mut node = Raw::announced(&site, &server, "a", &[1]);
     std::thread::scope(|scope| {
         let answers = scope.spawn(|| exchange(&mut server, requests));

@@ -1,0 +1,253 @@
+//! Blobs on their way out: cut into chunks, each on a stream of its own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use burn::tensor::backend::Backend;
+use bytes::Bytes;
+use fedburn_core::ParamVector;
+use quinn::Connection;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::stream::StreamError;
+use super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};
+use crate::wire::limits::MAX_CHUNK_LEN;
+use crate::wire::{
+    BlobError, BlobRef, ChunkHeader, Codec, Layout, Manifest, TransferId, VectorPayload, encode_vector, vector_bytes,
+};
+
+/// A blob to send, shared by everybody it is sent to.
+pub(crate) struct Blob {
+    pub(crate) manifest: Manifest,
+    content: Content,
+}
+
+enum Content {
+    /// The payload itself.
+    Whole(Bytes),
+    /// Vectors one after another. They stay where they are, so that a large model is in memory once, and what travels
+    /// is cut out of them.
+    Vectors { vectors: Vec<Box<dyn Values>>, num_values: usize, cut: Mutex<BTreeMap<u32, Weak<Vec<u8>>>> },
+}
+
+/// A vector that stays where it is.
+trait Values: Send + Sync {
+    /// Writes the values of a range as they travel.
+    fn write(&self, range: Range<usize>, to: &mut Vec<u8>);
+}
+
+impl<B: Backend> Values for ParamVector<B> {
+    fn write(&self, range: Range<usize>, to: &mut Vec<u8>) {
+        self.with_range(range, |values| to.extend_from_slice(&vector_bytes(values)));
+    }
+}
+
+impl Blob {
+    /// A blob of bytes of any meaning.
+    pub(crate) fn of_bytes(bytes: Bytes, chunk_len: u32) -> Result<Self, BlobError> {
+        Ok(Self { manifest: Manifest::of(Codec::Opaque, &bytes, chunk_len)?, content: Content::Whole(bytes) })
+    }
+
+    /// The blob of a model or an update: its vectors, all of one schema, one after another.
+    pub(crate) fn of_vectors<B: Backend>(mut vectors: Vec<ParamVector<B>>, chunk_len: u32) -> Result<Self, BlobError> {
+        let num_values = vectors.first().map_or(0, ParamVector::num_values);
+        let form = VectorPayload::new(num_values, vectors.len(), chunk_len)?;
+        let layout = *form.layout();
+        if layout.len() > MAX_WHOLE {
+            let vectors = vectors.into_iter().map(|vector| Box::new(vector) as Box<dyn Values>).collect();
+            let content = Content::Vectors { vectors, num_values, cut: Mutex::default() };
+            let hash = |index| {
+                let payload = content.payload(&layout, index).unwrap_or_default();
+                ChunkHeader::of(TransferId::default(), &layout, index, &payload).map(|header| header.hash)
+            };
+            let hashes = (0..layout.num_chunks()).map(hash).collect::<Result<_, _>>()?;
+            return Ok(Self { manifest: Manifest::new(layout, hashes)?, content });
+        }
+        let bytes = match vectors.len() {
+            1 => encode_vector(vectors.swap_remove(0).into_host()),
+            _ => {
+                let vectors: Vec<Vec<f32>> = vectors.into_iter().map(ParamVector::into_host).collect();
+                form.encode(&vectors.iter().map(Vec::as_slice).collect::<Vec<_>>())?
+            }
+        };
+        Ok(Self { manifest: Manifest::of(Codec::F32, &bytes, chunk_len)?, content: Content::Whole(bytes) })
+    }
+
+    pub(crate) fn name(&self) -> BlobRef {
+        self.manifest.blob()
+    }
+
+    /// All of the payload, where it has at most `len` bytes.
+    pub(crate) fn inline(&self, len: u32) -> Option<&Bytes> {
+        match &self.content {
+            Content::Whole(bytes) if bytes.len() <= len as usize => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Chunks that are sent at once: more than the receiver's window holds would only take memory.
+    fn chunks_at_once(&self) -> usize {
+        let chunk_len = self.manifest.layout().chunk_len(0).unwrap_or(1);
+        (TRANSFER_RECEIVE_WINDOW / chunk_len).clamp(1, CHUNKS_IN_FLIGHT) as usize
+    }
+
+    /// Header and payload of one chunk; `None` where there is no such chunk.
+    pub(crate) fn chunk(&self, transfer: TransferId, index: u32) -> Option<(ChunkHeader, Bytes)> {
+        let header = self.manifest.header(transfer, index)?;
+        Some((header, self.content.payload(self.manifest.layout(), index)?))
+    }
+}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Blob").field(&self.name()).finish()
+    }
+}
+
+impl Content {
+    fn payload(&self, layout: &Layout, index: u32) -> Option<Bytes> {
+        let range = layout.range(index)?;
+        // Fits: what is in memory has places that are a `usize`.
+        let (start, end) = (range.start as usize, range.end as usize);
+        match self {
+            Self::Whole(bytes) => Some(bytes.slice(start..end)),
+            Self::Vectors { vectors, num_values, cut } => {
+                // Nothing panics while it holds the lock.
+                let mut cut = cut.lock().unwrap_or_else(PoisonError::into_inner);
+                // Who asks while others are being sent the chunk shares it.
+                let chunk = cut.get(&index).and_then(Weak::upgrade).unwrap_or_else(|| {
+                    let chunk = Arc::new(cut_out(vectors, *num_values, start / 4..end / 4));
+                    cut.retain(|_, chunk| chunk.strong_count() > 0);
+                    cut.insert(index, Arc::downgrade(&chunk));
+                    chunk
+                });
+                Some(Bytes::from_owner(Chunk(chunk)))
+            }
+        }
+    }
+}
+
+/// The values of a range of all the vectors, as they travel.
+fn cut_out(vectors: &[Box<dyn Values>], num_values: usize, range: Range<usize>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 * range.len());
+    let mut at = range.start;
+    while at < range.end {
+        let (vector, from) = (at / num_values, at % num_values);
+        let to = num_values.min(from + range.end - at);
+        vectors[vector].write(from..to, &mut bytes);
+        at += to - from;
+    }
+    bytes
+}
+
+/// A chunk that several are being sent.
+struct Chunk(Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Sends chunks of a blob in this order, some at a time. Each part of them must go within `progress`.
+pub(crate) async fn send_chunks(
+    connection: &Connection,
+    blob: &Arc<Blob>,
+    transfer: TransferId,
+    indices: impl IntoIterator<Item = u32>,
+    progress: Duration,
+) -> Result<(), StreamError> {
+    let mut waiting = indices.into_iter();
+    let mut sending = JoinSet::new();
+    loop {
+        while sending.len() < blob.chunks_at_once()
+            && let Some(index) = waiting.next()
+        {
+            let (connection, blob) = (connection.clone(), blob.clone());
+            sending.spawn(async move {
+                match cut(blob, transfer, index).await {
+                    Some((header, payload)) => send_chunk(&connection, &header, payload, progress).await,
+                    None => Ok(()),
+                }
+            });
+        }
+        match sending.join_next().await {
+            None => return Ok(()),
+            Some(Ok(sent)) => sent?,
+            Some(Err(_)) => return Err(StreamError::Lost("the event loop ends".to_owned())),
+        }
+    }
+}
+
+/// Header and payload of one chunk, on a thread for work where it has to be made.
+async fn cut(blob: Arc<Blob>, transfer: TransferId, index: u32) -> Option<(ChunkHeader, Bytes)> {
+    match &blob.content {
+        Content::Whole(_) => blob.chunk(transfer, index),
+        Content::Vectors { .. } => tokio::task::spawn_blocking(move || blob.chunk(transfer, index)).await.ok()?,
+    }
+}
+
+/// Sends one chunk on a stream of its own. Each part of it must go within `progress`.
+async fn send_chunk(
+    connection: &Connection,
+    header: &ChunkHeader,
+    payload: Bytes,
+    progress: Duration,
+) -> Result<(), StreamError> {
+    let within = |_| StreamError::Slow;
+    let mut stream = timeout(progress, connection.open_uni()).await.map_err(within)??;
+    stream.write_all(&header.encode()).await?;
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let part = rest.split_to(rest.len().min(WRITE_PART));
+        timeout(progress, stream.write_chunk(part)).await.map_err(within)??;
+    }
+    let _ = stream.finish();
+    Ok(())
+}
+
+/// Bytes of a blob of vectors that is encoded at once, because it is sent whole and often.
+const MAX_WHOLE: u64 = MAX_CHUNK_LEN as u64;
+/// Bytes of a chunk for which progress is looked at.
+const WRITE_PART: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::{Flex, FlexDevice};
+    use burn_ndarray::{NdArray, NdArrayDevice};
+
+    use super::*;
+
+    /// Two vectors that meet within a chunk, cut where they are and encoded at once.
+    fn chunks_are_the_encoded_payload<B: Backend>(device: &B::Device) {
+        let num_values = (3 * MAX_CHUNK_LEN / 8) as usize + 1;
+        let schema = fedburn_testkit::schema(&[num_values]);
+        let host: Vec<Vec<f32>> = (0..2).map(|k| (0..num_values).map(|i| (i * (k + 1)) as f32).collect()).collect();
+        let vector = |values: &Vec<f32>| ParamVector::<B>::from_host(values.clone(), schema.clone(), device).unwrap();
+        let blob = Blob::of_vectors(host.iter().map(vector).collect(), MAX_CHUNK_LEN).unwrap();
+        assert!(matches!(blob.content, Content::Vectors { .. }), "larger than what is encoded at once");
+
+        let form = VectorPayload::new(num_values, 2, MAX_CHUNK_LEN).unwrap();
+        let bytes = form.encode(&[&host[0], &host[1]]).unwrap();
+        let manifest = Manifest::of(Codec::F32, &bytes, MAX_CHUNK_LEN).unwrap();
+        assert_eq!(blob.manifest, manifest);
+        for index in 0..manifest.layout().num_chunks() {
+            let (header, payload) = blob.chunk(TransferId::default(), index).unwrap();
+            assert_eq!(payload, manifest.layout().slice(index, &bytes).unwrap());
+            header.verify(&payload).unwrap();
+            let (_, again) = blob.chunk(TransferId::default(), index).unwrap();
+            assert_eq!(again.as_ptr(), payload.as_ptr(), "who asks meanwhile shares it");
+        }
+        assert!(blob.chunk(TransferId::default(), manifest.layout().num_chunks()).is_none());
+    }
+
+    #[test]
+    fn what_is_cut_out_of_vectors_is_what_they_encode_to() {
+        chunks_are_the_encoded_payload::<Flex>(&FlexDevice);
+        chunks_are_the_encoded_payload::<NdArray>(&NdArrayDevice::Cpu);
+    }
+}
