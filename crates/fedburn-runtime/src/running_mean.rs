@@ -119,7 +119,8 @@ impl RunningMean {
     /// The mean of what waits in the file and in memory, block by block.
     fn mean_with(&self, staged: &Staged) -> Result<Vec<f32>, RunningMeanError> {
         let weights: Vec<(usize, u64)> = staged.weights().collect();
-        let block = (BLOCK_VALUES / weights.len()).max(1);
+        // The file is empty where its disk was full from the first vector on.
+        let block = (BLOCK_VALUES / weights.len().max(1)).max(1);
         let mut buffers = vec![vec![0.0; block.min(self.len)]; weights.len()];
         let mut means = vec![0.0; self.len];
         for (start, means) in (0..).step_by(block).zip(means.chunks_mut(block)) {
@@ -191,8 +192,9 @@ mod tests {
         assert_eq!(lost.mean().unwrap(), expected);
 
         // A disk that filled up in between: some wait in the file, some in memory.
-        for in_memory in 1..5 {
+        for in_memory in 0..5 {
             let mut mixed = RunningMean::new(len, 2, Some(folder.clone()));
+            mixed.staged = Some(Staged::new(&folder, len).unwrap());
             for k in 0..5 {
                 mixed.folder = (k >= in_memory).then(|| folder.clone());
                 mixed.add(vector(k), 3 + k as u64).unwrap();
