@@ -192,7 +192,7 @@ mod tests {
         assert_eq!(lost.mean().unwrap(), expected);
 
         // A disk that filled up in between: some wait in the file, some in memory.
-        for in_memory in 0..5 {
+        for in_memory in 0..=5 {
             let mut mixed = RunningMean::new(len, 2, Some(folder.clone()));
             mixed.staged = Some(Staged::new(&folder, len).unwrap());
             for k in 0..5 {
