@@ -26,7 +26,8 @@ mod place;
 
 pub use file::{Access, File};
 pub use place::{
-    create_dir, remove_dir_all, remove_file, rename, replace, sync_directory, unless_missing, write_synced,
+    create_dir, remove_dir_all, remove_file, rename, replace, replace_with, sync_directory, unless_missing,
+    write_synced,
 };
 
 #[cfg(doctest)]

@@ -12,17 +12,24 @@ use crate::{Access, File};
 /// # Errors
 /// What the system says.
 pub fn replace(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
+    replace_with(path, access, |file| file.write(bytes))
+}
+
+/// [`replace`] with what `write` writes, for content that is better not held in memory.
+///
+/// # Errors
+/// What the system or `write` says.
+pub fn replace_with(path: &Path, access: Access, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     // Two processes may write the same file: each beside it under its own name.
     name.push(format!(".{}.tmp", std::process::id()));
     let beside = Path::new(&name);
-    let write = || {
-        let mut file = File::create(beside, access)?;
-        file.write(bytes)?;
+    let replaced = File::create(beside, access).and_then(|mut file| {
+        write(&mut file)?;
         file.sync()?;
         rename(beside, path)
-    };
-    write().inspect_err(|_| {
+    });
+    replaced.inspect_err(|_| {
         // The first error is the one to tell.
         let _ = remove_file(beside);
     })?;

@@ -22,7 +22,9 @@ use fedburn_core::{
     Request, Round, RoundIndex, SchemaError, Seed, StateError, StateStore, Strategy, TrainTask, UpdateSet,
 };
 
-use crate::gather::Gathered;
+use crate::gather::{Gathered, Sums};
+use crate::open_round::{Begun, Folded, Found};
+use crate::running_mean::RunningMeanError;
 
 /// What the driver tells the coordinator.
 pub enum Input<'a, B: Backend> {
@@ -66,10 +68,15 @@ pub struct Coordinator<B: Backend> {
     global: ParamVector<B>,
     deploy: Option<ParamVector<B>>,
     open: Option<OpenRound<B>>,
+    /// The next round, as another process left it.
+    found: Option<Found>,
 }
 
 struct OpenRound<B: Backend> {
     index: RoundIndex,
+    /// Number of clients that could be reached when the round began.
+    available: u64,
+    cohort: BTreeSet<ClientId>,
     /// Number of clients known when the round began, `N`.
     population: u64,
     began: Duration,
@@ -77,9 +84,15 @@ struct OpenRound<B: Backend> {
     sent: ParamVector<B>,
     waiting: BTreeSet<ClientId>,
     gathered: Gathered<B>,
-    metrics: BTreeMap<ClientId, Metrics>,
+    accepted: BTreeMap<ClientId, Accepted>,
     failures: u64,
     bytes_down: u64,
+    bytes_up: u64,
+}
+
+/// An update that counts, beside what is gathered of it.
+struct Accepted {
+    metrics: Metrics,
     bytes_up: u64,
 }
 
@@ -107,6 +120,7 @@ impl<B: Backend> Coordinator<B> {
             global,
             deploy: None,
             open: None,
+            found: None,
         }
     }
 
@@ -168,8 +182,40 @@ impl<B: Backend> Coordinator<B> {
             self.global.schema().ensure_same(vector.schema())?;
         }
         self.strategy.restore(strategy, &global)?;
-        (self.finished, self.global, self.deploy, self.open) = (round, global, deploy, None);
+        (self.finished, self.global, self.deploy, self.open, self.found) = (round, global, deploy, None, None);
         Ok(())
+    }
+
+    /// The next round, if it is this one, begins with what another process left of it: the same cohort, and those whose
+    /// updates are in its sums are not asked. Without effect where the strategy sees single updates.
+    pub(crate) fn go_on_with(&mut self, found: Found) {
+        self.found = matches!(self.strategy, Strategy::Mean(_)).then_some(found);
+    }
+
+    /// Updates that count in the open round; 0 where none is open.
+    pub(crate) fn accepted(&self) -> usize {
+        self.open.as_ref().map_or(0, |round| round.accepted.len())
+    }
+
+    /// The open round with its sums; `None` where none is open or updates are kept whole.
+    ///
+    /// # Errors
+    /// [`RunningMeanError`] where nothing was folded, or what waits in a file cannot be read.
+    pub(crate) fn begun(&mut self) -> Result<Option<(Begun, Sums<'_>)>, RunningMeanError> {
+        let Some(round) = &mut self.open else { return Ok(None) };
+        let Some(sums) = round.gathered.sums() else { return Ok(None) };
+        let folded = sums.folded().iter().filter_map(|(client, sent)| {
+            let Accepted { metrics, bytes_up } = round.accepted.get(client)?;
+            Some((*client, Folded { sent: sent.clone(), metrics: metrics.clone(), bytes_up: *bytes_up }))
+        });
+        let begun = Begun {
+            round: round.index,
+            available: round.available,
+            population: round.population,
+            cohort: round.cohort.clone(),
+            folded: folded.collect(),
+        };
+        Ok(Some((begun, sums.by_name()?)))
     }
 
     /// The last finished round, 0 before the first.
@@ -218,24 +264,32 @@ impl<B: Backend> Coordinator<B> {
         let rounding = self.seed.purpose(Purpose::Compression).round(index);
         let unusable = |e: CodecError| AggregateError::Compression { round: index, source: e };
         let sent = self.global.through(self.compression.down, rounding).map_err(unusable)?;
-        let cohort = self.sampler.sample(index, clients, self.seed.purpose(Purpose::Sampling));
-        let mut effects = vec![Effect::Emit(Event::RoundStarted {
-            round: index,
-            cohort: cohort.clone(),
-            available: clients.len() as u64,
-        })];
+        let found = self.found.take().filter(|found| found.begun.round == index);
+        let (cohort, available, population) = match &found {
+            Some(Found { begun, .. }) => (begun.cohort.iter().copied().collect(), begun.available, begun.population),
+            None => {
+                let (count, seed) = (clients.len() as u64, self.seed.purpose(Purpose::Sampling));
+                (self.sampler.sample(index, clients, seed), count, self.population.max(count))
+            }
+        };
+        let mut effects = vec![Effect::Emit(Event::RoundStarted { round: index, cohort: cohort.clone(), available })];
         let mut round = OpenRound {
             index,
-            population: self.population.max(clients.len() as u64),
+            available,
+            cohort: cohort.iter().copied().collect(),
+            population,
             began: now,
             sent,
             waiting: cohort.iter().copied().collect(),
             gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads, self.staging.clone()),
-            metrics: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             failures: 0,
             bytes_down: 0,
             bytes_up: 0,
         };
+        if let Some(found) = found {
+            effects.extend(round.go_on(found).into_iter().map(Effect::Emit));
+        }
         let seeds = self.seed.purpose(Purpose::Training).round(index);
         for client in cohort {
             let side = self.strategy.side_info(index, client);
@@ -248,7 +302,9 @@ impl<B: Backend> Coordinator<B> {
                 reports: self.strategy.reports(),
                 compression: self.compression,
             };
-            effects.push(Effect::Send(client, Request::Train(task)));
+            if round.waiting.contains(&client) {
+                effects.push(Effect::Send(client, Request::Train(task)));
+            }
         }
         if round.waiting.is_empty() {
             effects.extend(self.close(round, now)?);
@@ -278,7 +334,8 @@ impl<B: Backend> Coordinator<B> {
         });
         let reports = self.strategy.reports();
         let accepted = reply.and_then(|mut update| {
-            round.bytes_up += vector_bytes + update.side.num_bytes();
+            let bytes_up = vector_bytes + update.side.num_bytes();
+            round.bytes_up += bytes_up;
             if !reports.class_counts {
                 update.report.class_counts = None;
             }
@@ -291,11 +348,12 @@ impl<B: Backend> Coordinator<B> {
             check(&update, &self.global, &reports)?;
             let (num_examples, metrics) = (update.num_examples, update.metrics.clone());
             round.gathered.add(ClientUpdate { client, local: update })?;
-            Ok((num_examples, metrics))
+            Ok((num_examples, Accepted { metrics, bytes_up }))
         });
         let event = match accepted {
-            Ok((num_examples, metrics)) => {
-                round.metrics.insert(client, metrics.clone());
+            Ok((num_examples, accepted)) => {
+                let metrics = accepted.metrics.clone();
+                round.accepted.insert(client, accepted);
                 Event::ClientTrained { round: round.index, client, num_examples, metrics }
             }
             Err(failure) => {
@@ -326,7 +384,8 @@ impl<B: Backend> Coordinator<B> {
 
     /// Ends the round: calls the strategy once, or leaves everything as it was.
     fn close(&mut self, round: OpenRound<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
-        let OpenRound { index, population, began, sent, gathered, metrics, failures, bytes_down, bytes_up, .. } = round;
+        let OpenRound { index, population, began, sent, gathered, accepted, failures, bytes_down, bytes_up, .. } =
+            round;
         let seconds = now.saturating_sub(began).as_secs_f64();
         let included = gathered.clients();
         let updates = included.len() as u64;
@@ -343,7 +402,7 @@ impl<B: Backend> Coordinator<B> {
         let aggregate = self.aggregate(&round, gathered)?;
         // Client metrics merge in client order, so that their sums have the same bits for any order of arrival.
         let mut all = aggregate.metrics;
-        metrics.values().for_each(|m| all.merge(m));
+        accepted.values().for_each(|update| all.merge(&update.metrics));
         let global = self
             .with_left_out(aggregate.global, &sent)
             .map_err(|source| AggregateError::Schema { round: index, source })?;
@@ -388,6 +447,25 @@ impl<B: Backend> Coordinator<B> {
             }
         }
         Ok(aggregate)
+    }
+}
+
+impl<B: Backend> OpenRound<B> {
+    /// Takes up what another process left, and tells of its clients as if they had just answered.
+    fn go_on(&mut self, found: Found) -> Vec<Event> {
+        let Found { begun, params, side } = found;
+        let Some(sums) = self.gathered.sums() else { return Vec::new() };
+        let (mut clients, mut events) = (BTreeMap::new(), Vec::new());
+        for (client, Folded { sent, metrics, bytes_up }) in begun.folded {
+            self.waiting.remove(&client);
+            self.bytes_up += bytes_up;
+            let num_examples = sent.num_examples();
+            events.push(Event::ClientTrained { round: self.index, client, num_examples, metrics: metrics.clone() });
+            self.accepted.insert(client, Accepted { metrics, bytes_up });
+            clients.insert(client, sent);
+        }
+        sums.go_on(params, side, clients);
+        events
     }
 }
 

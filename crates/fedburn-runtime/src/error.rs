@@ -62,6 +62,16 @@ pub enum ServerError {
         #[from]
         source: RestoreError,
     },
+    /// What an open round has of its clients could not be written or read.
+    #[error("round {round}: {place}: {source}")]
+    OpenRound {
+        /// The round.
+        round: RoundIndex,
+        /// The file.
+        place: String,
+        /// What went wrong.
+        source: std::io::Error,
+    },
     /// A setting that no run can work with.
     #[error("server: {field} = {value}, expected {expected}")]
     Config {

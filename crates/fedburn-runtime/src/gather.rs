@@ -9,10 +9,11 @@ use fedburn_core::{
     ClientFailure, ClientId, ClientUpdate, LocalUpdate, ParamSchema, ParamVector, RoundMean, SideInfo, SideName,
     Strategy, Weighting,
 };
+use serde::{Deserialize, Serialize};
 
-use crate::ExactSumError;
 use crate::exact_sum::first_non_finite;
-use crate::running_mean::RunningMean;
+use crate::running_mean::{RunningMean, RunningMeanError};
+use crate::{ExactSum, ExactSumError};
 
 /// The accepted updates of a round, in the form that the strategy may see.
 pub(crate) enum Gathered<B: Backend> {
@@ -32,9 +33,21 @@ pub(crate) struct MeanSums {
     clients: BTreeMap<ClientId, ClientScalars>,
 }
 
-struct ClientScalars {
+/// The sum of the parameters first, under no name, then those of the side vectors.
+pub(crate) type Sums<'a> = Vec<(Option<SideName>, &'a ExactSum)>;
+
+/// What a client sent besides vectors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClientScalars {
     num_examples: u64,
     scalars: BTreeMap<SideName, f64>,
+}
+
+impl ClientScalars {
+    pub(crate) fn num_examples(&self) -> u64 {
+        self.num_examples
+    }
 }
 
 impl<B: Backend> Gathered<B> {
@@ -51,6 +64,14 @@ impl<B: Backend> Gathered<B> {
                 side: BTreeMap::new(),
                 clients: BTreeMap::new(),
             })),
+        }
+    }
+
+    /// What was folded of each client's update; `None` where updates are kept whole.
+    pub(crate) fn sums(&mut self) -> Option<&mut MeanSums> {
+        match self {
+            Self::Mean(sums) => Some(sums),
+            Self::Updates(_) => None,
         }
     }
 
@@ -82,6 +103,31 @@ impl<B: Backend> Gathered<B> {
 }
 
 impl MeanSums {
+    /// Takes up where another process was: its sums, those of side vectors by name, and whose updates are in them.
+    pub(crate) fn go_on(
+        &mut self,
+        params: ExactSum,
+        side: BTreeMap<SideName, ExactSum>,
+        clients: BTreeMap<ClientId, ClientScalars>,
+    ) {
+        let mean = |sum| RunningMean::of_sum(sum, self.threads, self.staging.clone());
+        self.params = mean(params);
+        self.side = side.into_iter().map(|(name, sum)| (name, mean(sum))).collect();
+        self.clients = clients;
+    }
+
+    /// Whose updates are in the sums.
+    pub(crate) fn folded(&self) -> &BTreeMap<ClientId, ClientScalars> {
+        &self.clients
+    }
+
+    /// The sums.
+    pub(crate) fn by_name(&mut self) -> Result<Sums<'_>, RunningMeanError> {
+        let params = std::iter::once(self.params.sum().map(|sum| (None, sum)));
+        let side = self.side.iter_mut().map(|(name, mean)| mean.sum().map(|sum| (Some(name.clone()), sum)));
+        params.chain(side).collect()
+    }
+
     fn add<B: Backend>(&mut self, update: ClientUpdate<B>) -> Result<(), ClientFailure> {
         let LocalUpdate { params, num_examples, side, .. } = update.local;
         let weight = match self.weighting {

@@ -12,6 +12,7 @@ mod error;
 mod exact_sum;
 mod gather;
 mod observers;
+mod open_round;
 mod running_mean;
 mod samplers;
 mod server;

@@ -50,6 +50,29 @@ impl RunningMean {
         Self { len, weight: 0, threads, waiting: Vec::new(), folder, staged: None, sum: None }
     }
 
+    /// The mean of what is in `sum`, to which more may come.
+    pub(crate) fn of_sum(sum: ExactSum, threads: usize, folder: Option<Arc<Path>>) -> Self {
+        let mean = Self::new(sum.len(), threads, folder);
+        Self { weight: sum.weight(), sum: Some(sum.with_threads(threads)), ..mean }
+    }
+
+    /// All that was added, as one sum.
+    ///
+    /// # Errors
+    /// [`ExactSumError::Empty`] where nothing was added; a file that cannot be read.
+    pub(crate) fn sum(&mut self) -> Result<&ExactSum, RunningMeanError> {
+        if let Some(staged) = self.staged.take() {
+            for (index, weight) in staged.weights() {
+                let mut values = vec![0.0; self.len];
+                staged.read(index, 0, &mut values)?;
+                self.waiting.push((values, weight));
+                self.fold()?;
+            }
+        }
+        self.fold()?;
+        Ok(self.sum.as_ref().ok_or(ExactSumError::Empty)?)
+    }
+
     /// The weights added so far.
     pub(crate) fn weight(&self) -> u64 {
         self.weight
@@ -79,22 +102,13 @@ impl RunningMean {
     /// # Errors
     /// [`ExactSumError::Empty`] where nothing was added; a file that cannot be read.
     pub(crate) fn mean(mut self) -> Result<Vec<f32>, RunningMeanError> {
-        match (self.sum.is_some(), self.staged.take()) {
-            (false, Some(staged)) => self.mean_with(&staged),
-            (false, None) if !self.waiting.is_empty() => {
+        match (&self.sum, &self.staged) {
+            (None, Some(staged)) => self.mean_with(staged),
+            (None, None) if !self.waiting.is_empty() => {
                 let first = self.waiting.swap_remove(0);
                 Ok(exact_mean(first, &slices(&self.waiting), self.threads)?)
             }
-            (_, staged) => {
-                for (index, weight) in staged.iter().flat_map(Staged::weights) {
-                    let mut values = vec![0.0; self.len];
-                    staged.iter().try_for_each(|staged| staged.read(index, 0, &mut values))?;
-                    self.waiting.push((values, weight));
-                    self.fold()?;
-                }
-                self.fold()?;
-                self.sum.map_or(Err(ExactSumError::Empty.into()), |sum| Ok(sum.mean()?))
-            }
+            _ => Ok(self.sum()?.mean()?),
         }
     }
 
@@ -201,6 +215,16 @@ mod tests {
             }
             assert_eq!(mixed.mean().unwrap(), expected);
         }
+        // An open round that was written has its vectors in a sum; those that come later wait again.
+        let mut summed = RunningMean::new(len, 2, Some(folder.clone()));
+        for k in 0..5 {
+            summed.add(vector(k), 3 + k as u64).unwrap();
+            if k == 2 {
+                summed = RunningMean::of_sum(summed.sum().unwrap().clone(), 2, Some(folder.clone()));
+            }
+        }
+        assert!(summed.staged.is_some());
+        assert_eq!(summed.mean().unwrap(), expected);
         assert_eq!(staged.mean().unwrap(), expected);
         std::fs::remove_dir(&folder).unwrap();
     }

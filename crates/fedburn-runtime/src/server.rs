@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use fedburn_core::{
     RoundIndex, Seed, ServerTransport, StateStore, StopReason, Strategy,
 };
 
+use crate::open_round::OpenRounds;
 use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, ServerConfig, ServerError};
 
 /// A federation's server.
@@ -29,6 +30,7 @@ pub struct Server<B: Backend> {
     transport: Box<dyn ServerTransport<B>>,
     evaluator: Option<Box<dyn Evaluator<B>>>,
     checkpoints: Option<Checkpoints>,
+    open_rounds: Option<OpenRounds>,
     /// Whether the strategy's memory of clients outlives this process.
     durable_memory: bool,
     totals: RunTotals,
@@ -76,6 +78,7 @@ impl<B: Backend> Server<B> {
             transport: Box::new(transport),
             evaluator: None,
             checkpoints: None,
+            open_rounds: None,
             durable_memory: false,
             totals: RunTotals::default(),
             began: Instant::now(),
@@ -94,6 +97,15 @@ impl<B: Backend> Server<B> {
     #[must_use]
     pub fn with_checkpoints(mut self, dir: CheckpointDir, config_hash: &str) -> Self {
         self.checkpoints = Some(Checkpoints { dir, config_hash: config_hash.to_owned() });
+        self
+    }
+
+    /// Writes what an open round has of its clients to the file `path`, after each 64 updates or a minute, so that a
+    /// server that was killed asks only the others again. For strategies of a mean; where the strategy sees single
+    /// updates nothing is written. `config_hash` identifies the run: what another one left is not used.
+    #[must_use]
+    pub fn with_open_rounds(mut self, path: impl Into<PathBuf>, config_hash: &str) -> Self {
+        self.open_rounds = Some(OpenRounds::new(path.into(), config_hash));
         self
     }
 
@@ -175,6 +187,10 @@ impl<B: Backend> Server<B> {
         if self.finished() == RoundIndex(0) {
             self.evaluate(&mut watch)?;
         }
+        if let Some(rounds) = &self.open_rounds {
+            let found = rounds.find(self.finished()).map_err(|e| self.open_round_error(e))?;
+            found.into_iter().for_each(|found| self.coordinator.go_on_with(found));
+        }
         while self.finished().0 < rounds && watch.stop.is_none() {
             self.round(&mut watch)?;
             // A stop adds no evaluation: a run that is resumed must have measured what an undisturbed one does.
@@ -220,6 +236,9 @@ impl<B: Backend> Server<B> {
         let opened = self.began.elapsed();
         let effects = self.coordinator.step(Input::Begin(&clients), opened)?;
         let requests = self.apply(effects, watch)?;
+        if let Some(rounds) = &mut self.open_rounds {
+            rounds.begin(self.coordinator.accepted(), opened);
+        }
         if requests.is_empty() {
             return Ok(());
         }
@@ -229,6 +248,14 @@ impl<B: Backend> Server<B> {
         for outcome in self.transport.exchange(requests, self.config.timeout()) {
             let came = Instant::now();
             let effects = self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())?;
+            if let Some(rounds) = &mut self.open_rounds
+                && rounds.is_due(self.coordinator.accepted(), self.began.elapsed())
+            {
+                let begun = self.coordinator.begun().map_err(std::io::Error::other);
+                let written = begun.and_then(|begun| begun.map_or(Ok(()), |(begun, sums)| rounds.write(begun, &sums)));
+                let place = rounds.path().display().to_string();
+                written.map_err(|source| ServerError::OpenRound { round, place, source })?;
+            }
             aggregating += came.elapsed();
             for effect in effects {
                 match effect {
@@ -318,10 +345,18 @@ impl<B: Backend> Server<B> {
             strategy_state: self.coordinator.strategy().state(),
             totals: self.totals,
         })?;
+        if let Some(rounds) = &self.open_rounds {
+            rounds.forget().map_err(|e| self.open_round_error(e))?;
+        }
         self.drop_before(oldest)?;
         tracing::debug!(%round, took = ?began.elapsed(), "checkpoint");
         watch.tell(&Event::Checkpointed { round });
         Ok(())
+    }
+
+    fn open_round_error(&self, source: std::io::Error) -> ServerError {
+        let place = self.open_rounds.as_ref().map_or_else(String::new, |rounds| rounds.path().display().to_string());
+        ServerError::OpenRound { round: self.finished(), place, source }
     }
 
     /// Nothing will go back further than `oldest`: older versions of what is kept of clients may go.

@@ -2,20 +2,22 @@
 #![allow(clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use fedburn_core::{
-    Aggregate, AggregateError, ClientId, EvaluateError, Evaluator, Event, Mean, MeanStrategy, Metrics, Observer,
-    ParamVector, PerClientStrategy, Round, RoundIndex, RoundMean, Seed, ServerTransport, StateDict, StateError,
-    StopReason, Strategy, UpdateSet,
+    Aggregate, AggregateError, ClientId, ClientInfo, EvaluateError, Evaluator, Event, Mean, MeanStrategy, Metrics,
+    Observer, Outcome, ParamVector, PerClientStrategy, Request, Round, RoundIndex, RoundMean, Seed, ServerTransport,
+    StateDict, StateError, StopReason, Strategy, TransportError, UpdateSet,
 };
 use fedburn_runtime::{
-    Availability, AvailabilityConfig, CheckpointDir, DiskStore, DroppingOut, ReachableOnly, RunSummary, SamplerConfig,
-    Server, ServerConfig, ServerError,
+    All, Availability, AvailabilityConfig, CheckpointDir, DiskStore, DroppingOut, ReachableOnly, RunSummary,
+    SamplerConfig, Server, ServerConfig, ServerError,
 };
 use fedburn_testkit::{EchoPopulation, schema, vector};
 use fedburn_transport::InProcess;
@@ -302,4 +304,74 @@ fn a_run_without_checkpoints_keeps_one_version_of_each_client() {
     let clients: Vec<_> = folders(&dir.path().join("clients")).iter().flat_map(|p| folders(p)).collect();
     assert_eq!(clients.len(), 5, "client 0 has no data");
     clients.iter().for_each(|client| assert_eq!(folders(client).len(), 1, "{}", client.display()));
+}
+
+/// Dies after so many outcomes; counts what it was asked.
+struct Mortal<T> {
+    transport: T,
+    outcomes: usize,
+    asked: Arc<Mutex<Vec<usize>>>,
+}
+
+impl<B: Backend, T: ServerTransport<B>> ServerTransport<B> for Mortal<T> {
+    fn clients(&self) -> Arc<[ClientInfo]> {
+        self.transport.clients()
+    }
+
+    fn exchange<'a>(
+        &'a mut self,
+        requests: Vec<(ClientId, Request<B>)>,
+        timeout: Duration,
+    ) -> Box<dyn Iterator<Item = Outcome<B>> + 'a> {
+        self.asked.lock().unwrap().push(requests.len());
+        let left = &mut self.outcomes;
+        Box::new(self.transport.exchange(requests, timeout).inspect(|_| {
+            *left = left.checked_sub(1).expect("the server dies here, on purpose");
+        }))
+    }
+
+    fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError> {
+        self.transport.close_round(round, included)
+    }
+}
+
+#[test]
+fn a_server_that_died_in_a_round_asks_only_those_that_it_has_nothing_of() {
+    // 171 of 200 clients have data; two rounds.
+    let run = |kind: Kind, lives: &[usize]| {
+        let dir = tempfile::tempdir().unwrap();
+        let (asked, mut events, mut deployed) = (Arc::default(), Vec::new(), None);
+        for &outcomes in lives {
+            let checkpoints = CheckpointDir::open(dir.path().join("checkpoint")).unwrap();
+            let found = checkpoints.latest::<Flex>(&model(), &Default::default()).unwrap();
+            let transport = InProcess::new(Arc::new(EchoPopulation::new(200)), None, 2).unwrap();
+            let transport = Mortal { transport, outcomes, asked: Arc::clone(&asked) };
+            let config = ServerConfig { eval_every: 0, checkpoint_every: 1, ..ServerConfig::new(2) };
+            let global = vector(&[0.0; 7], &model(), &Default::default());
+            let server = Server::new(config, transport, kind.build(), Box::new(All), global, Seed::new(9)).unwrap();
+            let mut server =
+                server.with_checkpoints(checkpoints, "run").with_open_rounds(dir.path().join("open-round"), "run");
+            if let Some(checkpoint) = found {
+                server = server.resume(checkpoint).unwrap();
+            }
+            let (began, mut log) = (server.finished(), Log::default());
+            let ended = catch_unwind(AssertUnwindSafe(|| server.run(&mut [&mut log]).unwrap()));
+            deployed = ended.ok().map(|summary| bits(&summary.deployed));
+            events.retain(|event: &Event| event.round() <= began);
+            events.extend(log.events.into_iter().filter(|e| !matches!(e, Event::RunStarted { .. })).map(without_time));
+        }
+        let asked = asked.lock().unwrap().clone();
+        (deployed.expect("the last one lives"), sorted(events), asked)
+    };
+    let (model, events, asked) = run(Kind::Mean, &[usize::MAX]);
+    assert_eq!(asked, [171, 171]);
+    // Each 64 updates are written: none of the 50 in round 2, and 128 of the 150 in the next life.
+    let (again, told, asked) = run(Kind::Mean, &[100, 107 + 50, 150, usize::MAX]);
+    assert_eq!(model, again);
+    assert_eq!(events, told);
+    assert_eq!(asked, [171, 171 - 64, 171, 171, 171 - 128]);
+    let (model, events, _) = run(Kind::PerClient, &[usize::MAX]);
+    let (again, told, asked) = run(Kind::PerClient, &[100, usize::MAX]);
+    assert_eq!((model, events), (again, told));
+    assert_eq!(asked, [171, 171, 171], "single updates are not in any sum");
 }

@@ -12,6 +12,7 @@
 mod at_once;
 mod kernel;
 mod pairs;
+mod stored;
 mod wide;
 
 use thiserror::Error;

@@ -6,9 +6,19 @@
 pub(super) struct Wide([u64; LIMBS]);
 
 /// 64-bit words of a sum.
-const LIMBS: usize = 5;
+pub(super) const LIMBS: usize = 5;
 
 impl Wide {
+    /// The sum of these words.
+    pub(super) fn of_limbs(limbs: [u64; LIMBS]) -> Self {
+        Self(limbs)
+    }
+
+    /// Its words.
+    pub(super) fn limbs(&self) -> [u64; LIMBS] {
+        self.0
+    }
+
     /// Adds an exact sum of products: any finite multiple of `2^-149`.
     pub(super) fn add(&mut self, term: f64) {
         let bits = term.to_bits();
