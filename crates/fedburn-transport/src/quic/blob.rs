@@ -9,6 +9,31 @@ use crate::wire::{
     Bitmap, BlobError, ChunkError, ChunkHeader, Codec, Hash, Layout, Manifest, TransferId, VectorPayload, root_of,
 };
 
+/// What an update's payload is: known before the first byte of it comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Form {
+    /// Vectors of 32-bit floats.
+    Plain { num_values: usize, num_vectors: usize },
+    /// So many bytes: what a codec made of the parameters, then the other vectors.
+    Encoded { len: usize },
+}
+
+impl Form {
+    pub(crate) fn len(self) -> u64 {
+        match self {
+            Self::Plain { num_values, num_vectors } => 4 * num_values as u64 * num_vectors as u64,
+            Self::Encoded { len } => len as u64,
+        }
+    }
+}
+
+/// An update's payload in the form that it has.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Values {
+    Plain(Vec<Vec<f32>>),
+    Encoded(Vec<u8>),
+}
+
 /// A blob that is being put together from chunks, which come in any order and may come again.
 pub(crate) struct Assembly {
     layout: Layout,
@@ -31,11 +56,16 @@ enum Content {
 }
 
 impl Assembly {
-    /// `num_vectors` vectors of `num_values`, sent by somebody who tells the hashes with the chunks.
-    pub(crate) fn of_vectors(num_values: usize, num_vectors: usize, chunk_len: u32) -> Result<Self, BlobError> {
-        let payload = VectorPayload::new(num_values, num_vectors, chunk_len)?;
-        let content = Content::Vectors(payload, vec![vec![0.0; num_values]; num_vectors]);
-        Self::new(*payload.layout(), None, content)
+    /// An update, sent by somebody who tells the hashes with the chunks.
+    pub(crate) fn of_update(form: Form, chunk_len: u32) -> Result<Self, BlobError> {
+        let (layout, content) = match form {
+            Form::Plain { num_values, num_vectors } => {
+                let payload = VectorPayload::new(num_values, num_vectors, chunk_len)?;
+                (*payload.layout(), Content::Vectors(payload, vec![vec![0.0; num_values]; num_vectors]))
+            }
+            Form::Encoded { len } => (Layout::new(Codec::Opaque, len as u64, chunk_len)?, Content::Bytes(vec![0; len])),
+        };
+        Self::new(layout, None, content)
     }
 
     /// The blob of a manifest: one vector of 32-bit floats, or bytes.
@@ -70,6 +100,11 @@ impl Assembly {
     /// Verifies the payload and puts it in its place. One that is there already changes nothing.
     pub(crate) fn accept(&self, header: &ChunkHeader, payload: &[u8]) -> Result<(), BlobError> {
         header.verify(payload)?;
+        self.put(header, payload)
+    }
+
+    /// Puts a payload that is the header's in its place.
+    fn put(&self, header: &ChunkHeader, payload: &[u8]) -> Result<(), BlobError> {
         let mut parts = self.lock();
         let Parts { content, have, hashes } = &mut *parts;
         if have.contains(header.index) {
@@ -117,11 +152,11 @@ impl Assembly {
         root_of(&self.lock().hashes)
     }
 
-    /// Takes the vectors out; nothing is left.
-    pub(crate) fn take_vectors(&self) -> Vec<Vec<f32>> {
+    /// Takes all that came out; nothing is left.
+    pub(crate) fn take(&self) -> Values {
         match &mut self.lock().content {
-            Content::Vectors(_, vectors) => std::mem::take(vectors),
-            Content::Bytes(_) => Vec::new(),
+            Content::Vectors(_, vectors) => Values::Plain(std::mem::take(vectors)),
+            Content::Bytes(bytes) => Values::Encoded(std::mem::take(bytes)),
         }
     }
 
@@ -139,18 +174,17 @@ impl Assembly {
     }
 }
 
-/// Reads a payload that came inside a message: `num_vectors` vectors of `num_values`, and their root.
-pub(crate) fn decode_inline(
-    payload: &[u8],
-    num_values: usize,
-    num_vectors: usize,
-    chunk_len: u32,
-) -> Result<(Vec<Vec<f32>>, Hash), BlobError> {
-    let manifest = Manifest::of(Codec::F32, payload, chunk_len)?;
-    let form = VectorPayload::new(num_values, num_vectors, chunk_len)?;
-    let mut vectors = vec![vec![0.0; num_values]; num_vectors];
-    let mut slices: Vec<&mut [f32]> = vectors.iter_mut().map(Vec::as_mut_slice).collect();
-    // At most one chunk: what travels in a message is far smaller.
-    form.decode_chunk(0, payload, &mut slices)?;
-    Ok((vectors, manifest.blob().root))
+/// Reads a payload that came inside a message, and its root.
+pub(crate) fn decode_inline(payload: &[u8], form: Form, chunk_len: u32) -> Result<(Values, Hash), BlobError> {
+    let assembly = Assembly::of_update(form, chunk_len)?;
+    let layout = &assembly.layout;
+    if payload.len() as u64 != layout.len() {
+        return Err(BlobError::Length { expected: layout.len(), found: payload.len() });
+    }
+    for index in 0..layout.num_chunks() {
+        let chunk = layout.slice(index, payload)?;
+        assembly.put(&ChunkHeader::of(TransferId::default(), layout, index, chunk)?, chunk)?;
+    }
+    let root = assembly.root();
+    Ok((assembly.take(), root))
 }

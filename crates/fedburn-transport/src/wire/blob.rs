@@ -88,6 +88,14 @@ pub enum BlobError {
         #[from]
         source: ChunkError,
     },
+    /// A payload is not as long as what it should hold.
+    #[error("{found} bytes, expected {expected}")]
+    Length {
+        /// Bytes of what it should hold.
+        expected: u64,
+        /// Its bytes.
+        found: usize,
+    },
     /// Vectors that are not those of the payload.
     #[error("expected {expected_vectors} vectors of {expected_values} values, found {found}")]
     Vectors {

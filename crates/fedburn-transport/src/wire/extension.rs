@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use super::bounded::{InOrder, Octets, Sorted};
 use super::limits::{MAX_EXTENSIONS, MAX_EXTENSIONS_LEN};
 
-/// Additions to a message, by rising id. Who does not know an id leaves it out of account; version 1.0 defines none.
+/// Additions to a message, by rising id. Who does not know an id leaves it out of account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extensions(Vec<Extension>);
 

@@ -1,5 +1,6 @@
 //! Everything that reads bytes of a peer, each with inputs to begin with and what must hold for any other.
 
+use fedburn_core::{CompressionConfig, Seed};
 use fedburn_transport::wire::limits::*;
 use fedburn_transport::wire::*;
 
@@ -52,7 +53,50 @@ pub fn decoders() -> Vec<Decoder> {
         ("values", vec![samples::payload().to_vec()], 4_096, Box::new(values)),
     ];
     let others = others.map(|(name, seeds, limit, read)| Decoder { name: name.to_owned(), seeds, limit, read });
-    messages.chain(others).collect()
+    messages.chain(others).chain(CODECS.map(coded)).chain([compression()]).collect()
+}
+
+/// A codec's payload; what is read is written again in as many bytes and reads the same, where nothing is rounded anew.
+fn coded(codec: fedburn_core::Codec) -> Decoder {
+    let (seed, num_values) = (Seed::new(1), 300);
+    let values: Vec<f32> = (0..num_values).map(|i| (i as f32 - 100.0) * 1e-3).collect();
+    let read = move |input: &[u8]| {
+        let (values, held) = peak(|| codec.decode(input, num_values));
+        let Ok(values) = values else { return Verdict { accepted: false, held } };
+        assert!(values.len() == num_values && values.iter().all(|value| value.is_finite()));
+        assert_eq!(codec.encode(&values, seed).unwrap().len(), input.len());
+        Verdict { accepted: true, held }
+    };
+    let seeds = vec![codec.encode(&values, seed).unwrap()];
+    Decoder { name: format!("values {}", codec.name()), seeds, limit: 4 * num_values, read: Box::new(read) }
+}
+
+const CODECS: [fedburn_core::Codec; 7] = [
+    fedburn_core::Codec::F32 {},
+    fedburn_core::Codec::F16 {},
+    fedburn_core::Codec::Bf16 {},
+    fedburn_core::Codec::Int8 {},
+    fedburn_core::Codec::Int4 {},
+    fedburn_core::Codec::ScaledSign {},
+    fedburn_core::Codec::TopK { ratio: 0.1 },
+];
+
+/// What a task says of compression: read as it was written, or refused.
+fn compression() -> Decoder {
+    let ext = |data: &[u8]| Extensions::new(vec![Extension { id: COMPRESSION, data: data.to_vec().into() }]);
+    let wire = |up, down| {
+        let compression = CompressionConfig { up, down, ..Default::default() };
+        compression_to_wire(&compression).map(|extension| extension.data.to_vec())
+    };
+    let read = move |input: &[u8]| {
+        let ext = ext(input);
+        let (compression, held) = peak(|| compression_from_wire(&ext));
+        let Ok(compression) = compression else { return Verdict { accepted: false, held } };
+        assert_eq!(compression_to_wire(&compression).unwrap().data, input);
+        Verdict { accepted: true, held }
+    };
+    let seeds = CODECS.into_iter().filter_map(|up| wire(up, fedburn_core::Codec::F16 {})).collect();
+    Decoder { name: "compression".to_owned(), seeds, limit: MAX_EXTENSIONS_LEN, read: Box::new(read) }
 }
 
 /// A message that is read is one that can be sent, and reads the same again.

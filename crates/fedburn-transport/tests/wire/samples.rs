@@ -1,7 +1,7 @@
 //! One message of each kind and more where a kind has variants: what the committed bytes were made of.
 
 use bytes::Bytes;
-use fedburn_core::{ClientId, Mean, RoundIndex, Seed};
+use fedburn_core::{ClientId, CompressionConfig, Mean, RoundIndex, Seed};
 use fedburn_transport::wire::*;
 
 /// Hashes and numbers that can be told apart in hex.
@@ -77,6 +77,12 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         side_scalars: vec![value("alpha", 0.1), value("rate_blend", -0.0)],
         reports: ReportsWanted { class_counts: false, accumulation: true, steps: true },
     };
+    let compressed = |up, down, error_feedback| {
+        let compression = compression_to_wire(&CompressionConfig { up, down, error_feedback });
+        TaskOffer { ext: Extensions::new(compression.into_iter().collect()), ..offer(train.clone()) }
+    };
+    let (top_k, plain) = (fedburn_core::Codec::TopK { ratio: 0.01 }, fedburn_core::Codec::F32 {});
+    let (int8, f16) = (fedburn_core::Codec::Int8 {}, fedburn_core::Codec::F16 {});
     let decline = |failure| Decline { task: task(), failure, ext: Extensions::default() };
     let reason = || "because".to_owned();
     let commit = |payload, report| UploadCommit {
@@ -131,8 +137,10 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ("plain", Refused { code: Refusal::NotAllowed, reason: reason(), ext: Extensions::default() }.into()),
         ("last", Refused { code: Refusal::Internal, reason: String::new(), ext: Extensions::default() }.into()),
         ("plain", Watch::default().into()),
-        ("train", offer(train).into()),
+        ("train", offer(train.clone()).into()),
         ("evaluate", offer(TaskKind::Evaluate).into()),
+        ("compressed", compressed(int8, f16, true).into()),
+        ("compressed-top-k", compressed(top_k, plain, false).into()),
         ("plain", Cancel { task: task(), reason: reason(), ..Cancel::default() }.into()),
         ("plain", RoundClosed { round: RoundIndex(300), ..RoundClosed::default() }.into()),
         ("timed-out", decline(Failure::TimedOut).into()),

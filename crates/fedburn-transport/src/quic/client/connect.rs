@@ -28,6 +28,8 @@ pub(in super::super) struct Dialer {
     identity: NodeIdentity,
     config: ClientConfig,
     surroundings: Surroundings,
+    /// What the node says that it can.
+    features: u64,
     /// One for each version of IP, opened when they are needed.
     endpoints: Mutex<BTreeMap<IpVersion, Endpoint>>,
 }
@@ -45,7 +47,7 @@ impl Dialer {
         config: ClientConfig,
         surroundings: Surroundings,
     ) -> Self {
-        Self { join, identity, config, surroundings, endpoints: Mutex::default() }
+        Self { join, identity, config, surroundings, features: features::ALL, endpoints: Mutex::default() }
     }
 
     pub(super) fn config(&self) -> &ClientConfig {
@@ -72,7 +74,7 @@ impl Dialer {
         let connection = self.dial(true).await?;
         let hello = Hello {
             minor: MINOR,
-            features: features::ALL,
+            features: self.features,
             labels: self.config.labels.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect(),
             software: format!("fedburn {}", env!("CARGO_PKG_VERSION")),
             ext: Extensions::default(),
@@ -228,6 +230,15 @@ impl Dialer {
         if self.identity.wants_renewal() {
             self.renew(connection).await;
         }
+    }
+}
+
+#[cfg(test)]
+impl Dialer {
+    /// Makes the node one of other software.
+    pub(in super::super) fn with_features(mut self, features: u64) -> Self {
+        self.features = features;
+        self
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ParamSchema, ParamVector};
+use fedburn_core::{Codec, CodecError, Encoded, ParamSchema, ParamVector};
 
 use super::super::QuicError;
-use super::super::blob::Assembly;
+use super::super::blob::{Assembly, Values};
 use super::failure::Failure;
 use super::state::Shared;
-use crate::wire::{BlobRef, Codec, Hash};
+use crate::wire::{self, BlobRef, Hash};
 
 /// The vectors that tasks start from.
 pub(super) struct Models<B: Backend> {
@@ -37,10 +37,13 @@ impl<B: Backend> Models<B> {
         &self.schema
     }
 
-    /// The vector of a blob. It survives lost connections: only what is missing is fetched again.
-    pub(super) async fn fetch(&self, shared: &Shared, blob: &BlobRef) -> Result<ParamVector<B>, Failure> {
-        if blob.codec != Codec::F32 || blob.len != self.schema.num_bytes() {
-            let reason = format!("a vector of {} bytes where the model has {}", blob.len, self.schema.num_bytes());
+    /// The vector of a blob that is written in `codec`. It survives lost connections: only what is missing is fetched
+    /// again.
+    pub(super) async fn fetch(&self, shared: &Shared, blob: &BlobRef, codec: Codec) -> Result<ParamVector<B>, Failure> {
+        let expected = codec.vector_len(&self.schema) as u64;
+        let form = if codec.is_lossless() { wire::Codec::F32 } else { wire::Codec::Opaque };
+        if blob.codec != form || blob.len != expected {
+            let reason = format!("a vector of {} bytes where the model has {expected}", blob.len);
             return Err(QuicError::Protocol { reason }.into());
         }
         self.forget_unneeded(shared);
@@ -61,9 +64,14 @@ impl<B: Backend> Models<B> {
                 Err(failure) => return Err(failure),
             }
         };
-        let values = assembly.take_vectors().pop().unwrap_or_default();
-        let vector = ParamVector::from_host(values, self.schema.clone(), &self.device)
-            .map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
+        let vector = match assembly.take() {
+            Values::Plain(mut vectors) => {
+                let values = vectors.pop().unwrap_or_default();
+                ParamVector::from_host(values, self.schema.clone(), &self.device).map_err(CodecError::from)
+            }
+            Values::Encoded(bytes) => ParamVector::decode_model(Encoded { codec, bytes }, &self.schema, &self.device),
+        };
+        let vector = vector.map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
         *fetched = Fetched::Here(vector.clone());
         Ok(vector)
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Asked, ClientFailure, ClientId, ClientInfo, CompressionConfig, History, LocalUpdate, ParamSchema, Reply, Request,
-    RoundIndex, SideInfo, TrainTask, TransportError,
+    Asked, ClientFailure, ClientId, ClientInfo, Codec, History, LocalUpdate, ParamSchema, Reply, Request, RoundIndex,
+    SideInfo, TrainTask, TransportError,
 };
 use tokio::time::Instant;
 
@@ -23,8 +23,8 @@ use super::models::Models;
 use super::state::{End, Live, Parts, Shared, Status};
 use crate::wire::limits::MAX_CHUNK_LEN;
 use crate::wire::{
-    BlobRef, CloseCode, Codec, CommitState, Hash, TaskKind, TaskOffer, metrics_to_wire, scalars_from_wire,
-    scalars_to_wire,
+    self, BlobRef, CloseCode, CommitState, Hash, TaskKind, TaskOffer, compression_from_wire, metrics_to_wire,
+    scalars_from_wire, scalars_to_wire, vector_bytes,
 };
 
 /// A node that knows what is to be trained and has not said which clients it is.
@@ -118,15 +118,16 @@ impl<B: Backend> Node<B> {
 
     async fn asked(&self, offer: &TaskOffer) -> Result<Asked<B>, Failure> {
         let (client, round) = (offer.client, offer.round);
-        let global = self.models.fetch(&self.shared, &offer.model).await?;
+        let compression =
+            compression_from_wire(&offer.ext).map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
+        let global = self.models.fetch(&self.shared, &offer.model, compression.down).await?;
         let request = match &offer.kind {
             TaskKind::Train { seed, side_vectors, side_scalars, reports } => {
                 let mut side = SideInfo { scalars: scalars_from_wire(side_scalars.clone()), ..SideInfo::default() };
                 for named in side_vectors {
-                    let vector = self.models.fetch(&self.shared, &named.blob).await?;
+                    let vector = self.models.fetch(&self.shared, &named.blob, Codec::F32 {}).await?;
                     side.vectors.insert(named.name.clone().into(), vector);
                 }
-                let compression = CompressionConfig::default();
                 Request::Train(TrainTask { round, global, seed: *seed, side, reports: (*reports).into(), compression })
             }
             _ => Request::Evaluate { round, global },
@@ -147,7 +148,7 @@ impl<B: Backend> Node<B> {
             return Err(TransportError::Closed { reason: format!("client {client} was not asked in round {round}") });
         };
         let content = match reply {
-            Ok(Reply::Trained(update)) => match self.encode(update) {
+            Ok(Reply::Trained(update)) => match self.encode(&offer, update) {
                 Ok(update) => Content::Update(Box::new(update)),
                 Err(failure) => Content::Declined(failure),
             },
@@ -180,9 +181,10 @@ impl<B: Backend> Node<B> {
     }
 
     /// The update as it travels.
-    fn encode(&self, update: LocalUpdate<B>) -> Result<Update, ClientFailure> {
+    fn encode(&self, offer: &TaskOffer, update: LocalUpdate<B>) -> Result<Update, ClientFailure> {
         let failed = |reason: String| ClientFailure::Failed { reason };
-        let schema = self.models.schema();
+        let (schema, chunk_len) = (self.models.schema(), self.shared.chunk_len);
+        let up = compression_from_wire(&offer.ext).map_err(|e| failed(e.to_string()))?.up;
         let LocalUpdate { params, num_examples, side, report, metrics } = update;
         let (names, sides): (Vec<_>, Vec<_>) = side.vectors.into_iter().unzip();
         let vectors = std::iter::once(params).chain(sides).map(|vector| {
@@ -190,8 +192,16 @@ impl<B: Backend> Node<B> {
             Ok(vector)
         });
         let vectors = vectors.collect::<Result<Vec<_>, ClientFailure>>()?;
+        let blob = match vectors[0].encoded() {
+            _ if up.is_lossless() => Blob::of_vectors(vectors, chunk_len),
+            Some(encoded) if encoded.codec == up => {
+                let sides = vectors[1..].iter().flat_map(|side| vector_bytes(&side.to_host()).into_owned());
+                Blob::of_bytes(encoded.bytes.iter().copied().chain(sides).collect(), chunk_len)
+            }
+            _ => return Err(failed(format!("the update was not written as {}", up.name()))),
+        };
         Ok(Update {
-            blob: Arc::new(Blob::of_vectors(vectors, self.shared.chunk_len).map_err(|e| failed(e.to_string()))?),
+            blob: Arc::new(blob.map_err(|e| failed(e.to_string()))?),
             names: names.into_iter().map(|name| name.into_owned()).collect(),
             num_values: schema.num_values() as u64,
             num_examples,
@@ -224,7 +234,7 @@ async fn plan_of(dialer: &Dialer) -> Result<(BlobRef, Plan, u32), Failure> {
     let (connection, welcome) = dialer.connect().await?;
     let (plan, chunk_len) = (welcome.plan, welcome.limits.chunk_len);
     let protocol = |reason| Err(QuicError::Protocol { reason }.into());
-    if plan.codec != Codec::Opaque || plan.len > MAX_PLAN as u64 {
+    if plan.codec != wire::Codec::Opaque || plan.len > MAX_PLAN as u64 {
         return protocol(format!("a plan of {} bytes, at most {MAX_PLAN}", plan.len));
     }
     if chunk_len == 0 || chunk_len > MAX_CHUNK_LEN || !chunk_len.is_multiple_of(4) {

@@ -6,17 +6,22 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, LocalUpdate, Outcome, ParamSchema, ParamVector, Reply, Request, RoundIndex, SideInfo,
+    ClientFailure, ClientId, Codec, CodecError, Encoded, LocalUpdate, Outcome, ParamSchema, ParamVector, Reply,
+    Request, RoundIndex, SideInfo, TrainTask,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
+use super::super::blob::Values;
 use super::super::send::Blob;
 use super::participation::Participation;
 use super::state::Shared;
 use super::tasks::{Answer, Arrived, ArrivedUpdate, Exchange};
 use crate::wire::limits::{MAX_NAME, MAX_SIDE_SCALARS, MAX_SIDE_VECTORS};
-use crate::wire::{BlobRef, Extensions, Frame, Hash, NamedBlob, TaskId, TaskKind, TaskOffer, scalars_to_wire};
+use crate::wire::{
+    BlobRef, Extensions, Frame, Hash, NamedBlob, TaskId, TaskKind, TaskOffer, codec_features, compression_to_wire,
+    scalars_to_wire,
+};
 
 /// The outcomes of one exchange as they come.
 pub(in super::super) struct Outcomes<'a, B: Backend> {
@@ -28,7 +33,10 @@ pub(in super::super) struct Outcomes<'a, B: Backend> {
     failed: Vec<Outcome<B>>,
     /// Tasks that were answered before a crash.
     kept: Vec<(ClientId, TaskId)>,
+    /// Who has not answered.
     outstanding: BTreeSet<ClientId>,
+    /// How those who compress their updates write them, and what they were sent.
+    compressed: BTreeMap<ClientId, (Codec, ParamVector<B>)>,
     /// `None` where the timeout is beyond what a clock can hold.
     deadline: Option<Instant>,
 }
@@ -47,14 +55,27 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         let deadline = Instant::now().checked_add(timeout);
         let (mut exchange, mut blobs) = (Exchange::new(sender, deadline), Blobs::new(shared.limits.chunk_len));
         let (mut failed, mut outstanding) = (Vec::new(), BTreeSet::new());
-        let mut kept = Vec::new();
+        let (mut kept, mut compressed, mut left_out) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         for (client, request) in requests {
             let node = shared.owner(client);
+            let lacking = node.and_then(|node| Some((node, lacking(shared.features(node), &request)?)));
+            if let Request::Train(task) = &request
+                && !task.compression.up.is_lossless()
+            {
+                compressed.insert(client, (task.compression.up, task.global.clone()));
+            }
             let offered = offer(shared, schema, participation, &mut blobs, client, request);
             let offered = offered.and_then(|offer| match (node, shared.spool.digest(offer.task)) {
                 (None, None) => Err(ClientFailure::Disconnected),
                 (_, answered) => Ok((offer, answered)),
             });
+            let offered = match lacking {
+                Some((node, reason)) => {
+                    left_out.insert(node, reason.clone());
+                    Err(ClientFailure::Failed { reason })
+                }
+                None => offered,
+            };
             match offered {
                 Ok((offer, answered)) => {
                     match answered {
@@ -68,19 +89,30 @@ impl<'a, B: Backend> Outcomes<'a, B> {
                 Err(failure) => failed.push(Outcome { client, reply: Err(failure) }),
             }
         }
+        left_out.iter().for_each(|(node, reason)| shared.leave_out(*node, reason));
         shared.open(exchange, blobs.encoded);
-        Self { shared, schema, device, answers, failed, kept, outstanding, deadline }
+        Self { shared, schema, device, answers, failed, kept, outstanding, compressed, deadline }
     }
 
-    fn reply(&self, arrived: Arrived) -> Result<Reply<B>, ClientFailure> {
+    fn reply(&self, client: ClientId, arrived: Arrived) -> Result<Reply<B>, ClientFailure> {
         let malformed = |e: fedburn_core::SchemaError| ClientFailure::Malformed { reason: e.to_string() };
         let vector = |values| ParamVector::from_host(values, self.schema.clone(), self.device).map_err(malformed);
         match arrived {
             Arrived::Evaluated(metrics) => Ok(Reply::Evaluated(metrics)),
             Arrived::Trained(update) => {
-                let ArrivedUpdate { vectors, names, num_examples, scalars, report, metrics } = *update;
-                let mut vectors = vectors.into_iter();
-                let params = vector(vectors.next().unwrap_or_default())?;
+                let ArrivedUpdate { values, names, num_examples, scalars, report, metrics } = *update;
+                let (params, vectors) = match (values, self.compressed.get(&client)) {
+                    (Values::Encoded(bytes), Some((codec, global))) => {
+                        let malformed = |e: CodecError| ClientFailure::Malformed { reason: e.to_string() };
+                        decode(bytes, *codec, global).map_err(malformed)?
+                    }
+                    (Values::Plain(mut vectors), None) if !vectors.is_empty() => {
+                        let sides = vectors.split_off(1);
+                        (vector(vectors.swap_remove(0))?, sides)
+                    }
+                    // Cannot come: the form of an answer follows from its request.
+                    _ => return Err(ClientFailure::Malformed { reason: "an update in another form".to_owned() }),
+                };
                 let named = names.into_iter().zip(vectors).map(|(name, values)| Ok((name.into(), vector(values)?)));
                 let side = SideInfo {
                     vectors: named.collect::<Result<_, ClientFailure>>()?,
@@ -98,7 +130,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         }
         if let Some((client, task)) = self.kept.pop() {
             let reply = match self.shared.spool.read(task) {
-                Ok(entry) => entry.reply.and_then(|arrived| self.reply(arrived)),
+                Ok(entry) => entry.reply.and_then(|arrived| self.reply(client, arrived)),
                 Err(error) => {
                     self.shared.fail(&error.to_string());
                     Err(ClientFailure::Failed { reason: error.to_string() })
@@ -120,7 +152,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         // The values become the round's now.
         drop(memory);
         self.outstanding.remove(&client);
-        let reply = reply.and_then(|arrived| self.reply(arrived));
+        let reply = reply.and_then(|arrived| self.reply(client, arrived));
         Some(Outcome { client, reply })
     }
 }
@@ -134,7 +166,7 @@ impl<B: Backend> Drop for Outcomes<'_, B> {
 /// The vectors of one exchange, each encoded once however many clients get it.
 struct Blobs<B: Backend> {
     chunk_len: u32,
-    known: Vec<(ParamVector<B>, BlobRef)>,
+    known: Vec<(ParamVector<B>, Codec, BlobRef)>,
     encoded: BTreeMap<Hash, Arc<Blob>>,
 }
 
@@ -143,19 +175,48 @@ impl<B: Backend> Blobs<B> {
         Self { chunk_len, known: Vec::new(), encoded: BTreeMap::new() }
     }
 
-    fn add(&mut self, vector: &ParamVector<B>, schema: &ParamSchema) -> Result<BlobRef, ClientFailure> {
+    /// The vector as it is written in `codec`; where something is lost, that has happened.
+    fn add(&mut self, vector: &ParamVector<B>, codec: Codec, schema: &ParamSchema) -> Result<BlobRef, ClientFailure> {
         let failed = |reason: String| ClientFailure::Failed { reason };
         // The newest first: requests to many clients share a vector, and those that do not are given one after another.
-        if let Some((_, name)) = self.known.iter().rev().find(|(known, _)| known.is_clone_of(vector)) {
+        let same = |(known, of, _): &&(ParamVector<B>, Codec, _)| *of == codec && known.is_clone_of(vector);
+        if let Some((_, _, name)) = self.known.iter().rev().find(same) {
             return Ok(*name);
         }
         schema.ensure_same(vector.schema()).map_err(|e| failed(format!("a vector of another model: {e}")))?;
-        let blob = Blob::of_vectors(vec![vector.clone()], self.chunk_len).map_err(|e| failed(e.to_string()))?;
+        let blob = match vector.encoded() {
+            _ if codec.is_lossless() => Blob::of_vectors(vec![vector.clone()], self.chunk_len),
+            Some(encoded) if encoded.codec == codec => Blob::of_bytes(encoded.bytes.clone().into(), self.chunk_len),
+            _ => return Err(failed(format!("the model was not written as {}", codec.name()))),
+        };
+        let blob = blob.map_err(|e| failed(e.to_string()))?;
         let name = blob.name();
-        self.known.push((vector.clone(), name));
+        self.known.push((vector.clone(), codec, name));
         self.encoded.entry(name.root).or_insert_with(|| Arc::new(blob));
         Ok(name)
     }
+}
+
+/// Why a node of these features cannot do what is asked.
+fn lacking<B: Backend>(features: u64, request: &Request<B>) -> Option<String> {
+    let Request::Train(TrainTask { compression, .. }) = request else { return None };
+    let (up, down) = (compression.up.name(), compression.down.name());
+    (codec_features(compression) & !features != 0).then(|| {
+        format!("this run writes updates as {up} and models as {down}, which the node's software does not know")
+    })
+}
+
+/// Parameters and other vectors of an update that came in a codec.
+fn decode<B: Backend>(
+    mut bytes: Vec<u8>,
+    codec: Codec,
+    global: &ParamVector<B>,
+) -> Result<(ParamVector<B>, Vec<Vec<f32>>), CodecError> {
+    let (schema, plain) = (global.schema(), Codec::F32 {});
+    // As many as the form of the task's answer has.
+    let sides = bytes.split_off(codec.vector_len(schema).min(bytes.len()));
+    let sides = sides.chunks(plain.vector_len(schema).max(1)).map(|side| plain.decode(side, schema.num_values()));
+    Ok((ParamVector::decode_update(Encoded { codec, bytes }, global)?, sides.collect::<Result<_, _>>()?))
 }
 
 fn offer<B: Backend>(
@@ -167,24 +228,21 @@ fn offer<B: Backend>(
     request: Request<B>,
 ) -> Result<TaskOffer, ClientFailure> {
     let (round, before) = (request.round(), request.state_before());
+    let (plain, mut ext) = (Codec::F32 {}, Extensions::default());
     let (model, kind) = match request {
         Request::Train(task) => {
-            if !task.compression.is_none() {
-                let reason = "updates are not compressed over a network".to_owned();
-                return Err(ClientFailure::Failed { reason });
-            }
             let side = &task.side;
             check_side(side)?;
-            let named = side
-                .vectors
-                .iter()
-                .map(|(name, vector)| Ok(NamedBlob { name: name.to_string(), blob: blobs.add(vector, schema)? }));
+            let named = side.vectors.iter().map(|(name, vector)| {
+                Ok(NamedBlob { name: name.to_string(), blob: blobs.add(vector, plain, schema)? })
+            });
             let side_vectors = named.collect::<Result<_, ClientFailure>>()?;
             let side_scalars = scalars_to_wire(&side.scalars);
             let kind = TaskKind::Train { seed: task.seed, side_vectors, side_scalars, reports: task.reports.into() };
-            (blobs.add(&task.global, schema)?, kind)
+            ext = Extensions::new(compression_to_wire(&task.compression).into_iter().collect());
+            (blobs.add(&task.global, task.compression.down, schema)?, kind)
         }
-        Request::Evaluate { global, .. } => (blobs.add(&global, schema)?, TaskKind::Evaluate),
+        Request::Evaluate { global, .. } => (blobs.add(&global, plain, schema)?, TaskKind::Evaluate),
     };
     let mut offer = TaskOffer {
         task: TaskId::default(),
@@ -195,7 +253,7 @@ fn offer<B: Backend>(
         state_of: participation.last_before(client, before),
         durable: RoundIndex(0),
         remaining_ms: 0,
-        ext: Extensions::default(),
+        ext,
     };
     offer.task = task_id(shared, &offer)?;
     offer.durable = participation.durable();

@@ -73,9 +73,13 @@ impl Link {
         theirs & features::ALL
     }
 
+    pub(super) fn features(&self) -> u64 {
+        self.features.load(Ordering::Relaxed)
+    }
+
     /// Whether the connection has a feature.
     pub(super) fn has(&self, feature: u64) -> bool {
-        self.features.load(Ordering::Relaxed) & feature != 0
+        self.features() & feature != 0
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &str) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fedburn_core::ClientFailure;
 
-use super::super::blob::decode_inline;
+use super::super::blob::{Values, decode_inline};
 use super::connection::{certificate, channel, refuse};
 use super::downloads;
 use super::link::{Link, lock};
@@ -41,7 +41,7 @@ fn announced(link: &Arc<Link>, shared: &Shared, announce: Announce) -> Message {
     if announce.plan != shared.plan_hash {
         return refuse(Refusal::WrongPlan, "this server trains by another plan".to_owned());
     }
-    if announce.schema != shared.schema {
+    if announce.schema != shared.schema.fingerprint() {
         return refuse(Refusal::WrongSchema, "the node's model has other tensors than the server's".to_owned());
     }
     if announce.parts == 0 || announce.parts > MAX_PARTS {
@@ -89,8 +89,9 @@ async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Me
     if let Some(refused) = unusable(link, shared, task) {
         return refused;
     }
-    if num_values != shared.num_values as u64 {
-        let reason = format!("vectors of {num_values} values where the model has {}", shared.num_values);
+    let expected = shared.schema.num_values();
+    if num_values != expected as u64 {
+        let reason = format!("vectors of {num_values} values where the model has {expected}");
         return refuse(Refusal::Invalid, reason);
     }
     let mut exchanges = shared.exchanges();
@@ -118,7 +119,8 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
     }
     let received = match &commit.payload {
         Payload::Inline { vectors, data } => {
-            decode_inline(data, shared.num_values, 1 + vectors.len(), shared.limits.chunk_len)
+            let Some(form) = shared.form(link.node, task, vectors.len()) else { return unknown(task) };
+            decode_inline(data, form, shared.limits.chunk_len)
                 .map(|(values, root)| (vectors.clone(), values, root, None))
                 .map_err(|e| e.to_string())
         }
@@ -132,9 +134,9 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
         Ok((_, _, root, _)) if root != commit.root => {
             rejected(link, shared, task, commit.root, "the update is not the one that was announced".to_owned()).await
         }
-        Ok((names, vectors, _, memory)) => {
+        Ok((names, values, _, memory)) => {
             let update = ArrivedUpdate {
-                vectors,
+                values,
                 names,
                 num_examples: commit.num_examples,
                 scalars: commit.side_scalars,
@@ -147,7 +149,7 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
 }
 
 /// Names, values and root of an update whose chunks have all come, and the room that they take.
-type Received = (Vec<String>, Vec<Vec<f32>>, Hash, Option<Memory>);
+type Received = (Vec<String>, Values, Hash, Option<Memory>);
 
 /// Waits for the chunks of an update that are still on their way.
 async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received> {
@@ -160,7 +162,7 @@ async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received
         _ = link.connection.closed() => return None,
     }
     let root = upload.assembly.root();
-    Some((upload.names.clone(), upload.assembly.take_vectors(), root, upload.take_memory()))
+    Some((upload.names.clone(), upload.assembly.take(), root, upload.take_memory()))
 }
 
 async fn measured_by(link: &Link, shared: &Shared, measured: &Measured) -> Message {

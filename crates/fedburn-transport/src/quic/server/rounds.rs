@@ -44,8 +44,7 @@ impl<B: Backend> Rounds<B> {
         let shared = Arc::new(Shared::new(Parts {
             plan: Arc::new(plan.encode()?),
             plan_hash,
-            schema: schema.fingerprint(),
-            num_values: schema.num_values(),
+            schema: schema.clone(),
             epoch,
             limits,
             config,

@@ -3,13 +3,14 @@
 //! ```text
 //! "fedburn answers 1\n", plan [32]                              the file's head
 //! "fbA1" | synced u64 | head u32 | payload u64 | hash [32]      one record: the bytes that were on disk for sure when it
-//! head, postcard | payload, f32                                 was written, two lengths, BLAKE3 of all but the hash
+//! head, postcard | payload, f32 or a codec's                      was written, two lengths, BLAKE3 of all but the hash
 //! ```
 //!
 //! Records are appended and synced together, as many as wait, before any of them is acknowledged. What a crash may leave
 //! broken is therefore behind all that a whole record says was synced: there it is dropped, and anywhere else the file is
 //! damaged and refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::super::QuicError;
+use super::super::blob::Values;
 use super::link::lock;
 use super::tasks::{Arrived, ArrivedUpdate};
 use crate::wire::limits::MAX_MANIFEST_BODY;
@@ -78,7 +80,8 @@ struct Head {
 #[derive(Serialize, Deserialize)]
 enum Answer {
     Trained {
-        num_values: u64,
+        /// Length of a vector; none where a codec wrote the payload.
+        num_values: Option<u64>,
         names: Vec<String>,
         num_examples: u64,
         scalars: Vec<NamedValue>,
@@ -204,13 +207,9 @@ impl Log {
         for entry in entries {
             let Entry { task, client, digest, .. } = *entry;
             new.push((task, Place { start: end, client, digest }));
-            let (bytes, vectors) = encode(entry, self.len)?;
-            self.file.write(&bytes)?;
-            end += bytes.len() as u64;
-            for vector in vectors {
-                let bytes = vector_bytes(vector);
-                self.file.write(&bytes)?;
-                end += bytes.len() as u64;
+            for piece in encode(entry, self.len)? {
+                self.file.write(&piece)?;
+                end += piece.len() as u64;
             }
         }
         self.file.sync()?;
@@ -220,35 +219,43 @@ impl Log {
     }
 }
 
-/// The record of an answer but for its payload, which follows.
-fn encode(entry: &Entry, synced: u64) -> io::Result<(Vec<u8>, &[Vec<f32>])> {
-    let (answer, vectors) = match &entry.reply {
+/// The record of an answer, in pieces.
+fn encode(entry: &Entry, synced: u64) -> io::Result<Vec<Cow<'_, [u8]>>> {
+    let (answer, mut pieces) = match &entry.reply {
         Ok(Arrived::Trained(update)) => {
-            let ArrivedUpdate { vectors, names, num_examples, scalars, report, metrics } = &**update;
+            let ArrivedUpdate { values, names, num_examples, scalars, report, metrics } = &**update;
+            let (num_values, pieces) = match values {
+                Values::Plain(vectors) => {
+                    let num_values = vectors.first().map_or(0, Vec::len) as u64;
+                    (Some(num_values), vectors.iter().map(|vector| vector_bytes(vector)).collect())
+                }
+                Values::Encoded(bytes) => (None, vec![Cow::Borrowed(bytes.as_slice())]),
+            };
             let answer = Answer::Trained {
-                num_values: vectors.first().map_or(0, Vec::len) as u64,
+                num_values,
                 names: names.clone(),
                 num_examples: *num_examples,
                 scalars: scalars.clone(),
                 report: report.clone().into(),
                 metrics: metrics_to_wire(metrics),
             };
-            (answer, vectors.as_slice())
+            (answer, pieces)
         }
-        Ok(Arrived::Evaluated(metrics)) => (Answer::Evaluated(metrics_to_wire(metrics)), &[][..]),
-        Err(failure) => (Answer::Failed(failure.clone().into()), &[][..]),
+        Ok(Arrived::Evaluated(metrics)) => (Answer::Evaluated(metrics_to_wire(metrics)), Vec::new()),
+        Err(failure) => (Answer::Failed(failure.clone().into()), Vec::new()),
     };
     let head = Head { task: entry.task, client: entry.client, digest: entry.digest, answer };
     let head = postcard::to_stdvec(&head).map_err(io::Error::other)?;
-    let payload: usize = vectors.iter().map(|vector| 4 * vector.len()).sum();
+    let payload: usize = pieces.iter().map(|piece| piece.len()).sum();
     let lengths =
         [&synced.to_le_bytes()[..], &(head.len() as u32).to_le_bytes(), &(payload as u64).to_le_bytes()].concat();
     let mut hasher = blake3::Hasher::new();
     hasher.update(&lengths).update(&head);
-    for vector in vectors {
-        hasher.update(&vector_bytes(vector));
+    for piece in &pieces {
+        hasher.update(piece);
     }
-    Ok(([RECORD, &lengths, hasher.finalize().as_bytes(), &head].concat(), vectors))
+    pieces.insert(0, Cow::Owned([RECORD, &lengths, hasher.finalize().as_bytes(), &head].concat()));
+    Ok(pieces)
 }
 
 /// A record as its first bytes describe it.
@@ -288,43 +295,50 @@ impl Record {
 
     /// What the record says but for its payload, which goes to `take` piece by piece, whole values each; `None` where
     /// it is not what was written.
-    fn check(&self, reader: &mut impl Read, mut take: impl FnMut(&[u8])) -> io::Result<Option<Head>> {
+    fn check(&self, reader: &mut impl Read, mut take: impl FnMut(&Head, &[u8])) -> io::Result<Option<Head>> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.lengths);
         let head = read_up_to(reader, self.head() as usize)?;
         hasher.update(&head);
+        let Ok(head) = postcard::from_bytes(&head) else { return Ok(None) };
         let (mut left, mut buffer) = (self.payload(), vec![0; PIECE]);
         while left > 0 {
             let piece = &mut buffer[..PIECE.min(usize::try_from(left).unwrap_or(PIECE))];
             reader.read_exact(piece)?;
             hasher.update(piece);
-            take(piece);
+            take(&head, piece);
             left -= piece.len() as u64;
         }
         let whole = hasher.finalize() == blake3::Hash::from(self.hash.0);
-        Ok(postcard::from_bytes(&head).ok().filter(|_| whole))
+        Ok(whole.then_some(head))
     }
 
     /// Its answer; `None` where it is not what was written.
     fn entry(&self, reader: &mut impl Read) -> io::Result<Option<Entry>> {
-        let mut values = Vec::new();
-        let take = |piece: &[u8]| {
-            let (piece, _) = piece.as_chunks();
-            values.extend(piece.iter().map(|value| f32::from_le_bytes(*value)));
+        let (mut values, mut encoded) = (Vec::new(), Vec::new());
+        let take = |head: &Head, piece: &[u8]| match head.answer {
+            Answer::Trained { num_values: None, .. } => encoded.extend_from_slice(piece),
+            _ => values.extend(piece.as_chunks().0.iter().map(|value| f32::from_le_bytes(*value))),
         };
         let Some(Head { task, client, digest, answer }) = self.check(reader, take)? else { return Ok(None) };
         let reply = match answer {
             Answer::Evaluated(metrics) => Ok(Arrived::Evaluated(metrics_from_wire(metrics))),
             Answer::Failed(failure) => Err(failure.into()),
             Answer::Trained { num_values, names, num_examples, scalars, report, metrics } => {
-                let mut vectors: Vec<_> = (1..=names.len())
-                    .rev()
-                    .map(|vector| values.split_off(values.len().min(vector * num_values as usize)))
-                    .collect();
-                vectors.push(values);
-                vectors.reverse();
+                let values = match num_values {
+                    Some(num_values) => {
+                        let mut vectors: Vec<_> = (1..=names.len())
+                            .rev()
+                            .map(|vector| values.split_off(values.len().min(vector * num_values as usize)))
+                            .collect();
+                        vectors.push(values);
+                        vectors.reverse();
+                        Values::Plain(vectors)
+                    }
+                    None => Values::Encoded(encoded),
+                };
                 let (report, metrics) = (report.into(), metrics_from_wire(metrics));
-                Ok(Arrived::Trained(Box::new(ArrivedUpdate { vectors, names, num_examples, scalars, report, metrics })))
+                Ok(Arrived::Trained(Box::new(ArrivedUpdate { values, names, num_examples, scalars, report, metrics })))
             }
         };
         Ok(Some(Entry { task, client, digest, reply }))
@@ -339,7 +353,7 @@ fn scan(reader: &mut BufReader<fs::File>, len: u64, path: &Path) -> Result<(u64,
     while start < len {
         reader.seek(SeekFrom::Start(start)).map_err(failed)?;
         let record = Record::read(reader, len - start).map_err(failed)?;
-        let head = record.as_ref().map(|record| record.check(reader, |_| {})).transpose().map_err(failed)?.flatten();
+        let head = record.as_ref().map(|record| record.check(reader, |_, _| {})).transpose().map_err(failed)?.flatten();
         match (record, head) {
             (Some(record), Some(Head { task, client, digest, .. })) => {
                 if let Some(broken) = broken.filter(|broken| *broken < record.synced()) {
@@ -435,8 +449,12 @@ mod tests {
     }
 
     fn update(values: &[f32]) -> Arrived {
+        trained(Values::Plain(vec![values.to_vec(), vec![-0.0; values.len()]]))
+    }
+
+    fn trained(values: Values) -> Arrived {
         Arrived::Trained(Box::new(ArrivedUpdate {
-            vectors: vec![values.to_vec(), vec![-0.0; values.len()]],
+            values,
             names: vec!["control".to_owned()],
             num_examples: 5,
             scalars: vec![NamedValue { name: "steps".to_owned(), value: 0.1 }],
@@ -454,9 +472,13 @@ mod tests {
         let Entry { task, client, digest, reply } = entry;
         let reply = match reply {
             Ok(Arrived::Trained(update)) => {
-                let ArrivedUpdate { vectors, names, num_examples, scalars, report, metrics } = &**update;
-                let bits: Vec<Vec<u32>> = vectors.iter().map(|v| v.iter().map(|x| x.to_bits()).collect()).collect();
-                format!("{bits:?} {names:?} {num_examples} {scalars:?} {report:?} {metrics:?}")
+                let ArrivedUpdate { values, names, num_examples, scalars, report, metrics } = &**update;
+                let bits = |vector: &Vec<f32>| vector.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let values = match values {
+                    Values::Plain(vectors) => format!("{:?}", vectors.iter().map(bits).collect::<Vec<_>>()),
+                    Values::Encoded(bytes) => format!("{bytes:02x?}"),
+                };
+                format!("{values} {names:?} {num_examples} {scalars:?} {report:?} {metrics:?}")
             }
             Ok(Arrived::Evaluated(metrics)) => format!("{metrics:?}"),
             Err(failure) => format!("{failure:?}"),
@@ -474,7 +496,8 @@ mod tests {
         let large: Vec<f32> = (0..40_000).map(|i| i as f32).collect();
         let answers = || {
             let failed = Err(ClientFailure::Malformed { reason: "no".to_owned() });
-            [Ok(update(&[1.0, f32::NAN])), Ok(Arrived::Evaluated(metrics())), failed, Ok(update(&large))]
+            let encoded = Ok(trained(Values::Encoded((0..70_001).map(|i| i as u8).collect())));
+            [Ok(update(&[1.0, f32::NAN])), Ok(Arrived::Evaluated(metrics())), failed, Ok(update(&large)), encoded]
         };
         let spool = open(&dir).unwrap();
         (1..).zip(answers()).for_each(|(task, reply)| keep(&spool, entry(task, reply)));
@@ -484,7 +507,7 @@ mod tests {
             assert_eq!(read(&spool, task), told(&entry(task, reply)));
             assert_eq!(spool.digest(TaskId([task; 16])), Some(Hash([task; 32])));
         }
-        assert_eq!(spool.clients().into_iter().collect::<Vec<_>>(), [1, 2, 3, 4].map(|k| (ClientId(k), 7)));
+        assert_eq!(spool.clients().into_iter().collect::<Vec<_>>(), [1, 2, 3, 4, 5].map(|k| (ClientId(k), 7)));
         spool.clear().unwrap();
         keep(&spool, entry(9, Err(ClientFailure::NoData)));
         drop(spool);

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use fedburn_core::{ClientFailure, ClientId, ClientInfo, RoundIndex};
+use fedburn_core::{ClientFailure, ClientId, ClientInfo, ParamSchema, RoundIndex};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::super::blob::Form;
 use super::super::send::Blob;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
 use super::link::Link;
@@ -15,7 +16,7 @@ use super::tasks::{Arrived, Exchange};
 use super::uploads::{Memory, Slots, Upload};
 use crate::wire::{
     Bye, Cancel, ClientEntry, CloseCode, CommitState, Extensions, Hash, Message, Refusal, RoundClosed, ServerLimits,
-    TaskId, TaskOffer,
+    TaskId, TaskOffer, compression_from_wire,
 };
 
 /// What a server knows. Locks are held for moments and never across a wait; where two are held, this one's is the outer.
@@ -24,9 +25,8 @@ pub(super) struct Shared {
     pub(super) identity: ServerIdentity,
     pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
-    /// Fingerprint of the model's schema.
-    pub(super) schema: u64,
-    pub(super) num_values: usize,
+    /// The model's.
+    pub(super) schema: Arc<ParamSchema>,
     /// Another number than before means that unfinished uploads are forgotten.
     pub(super) epoch: u64,
     pub(super) limits: ServerLimits,
@@ -56,6 +56,7 @@ struct Federation {
 /// A node that announced clients and is here, or was a moment ago.
 struct Node {
     clients: Vec<ClientId>,
+    features: u64,
     link: Option<Arc<Link>>,
     away_since: Option<Instant>,
 }
@@ -66,8 +67,7 @@ pub(super) struct Parts {
     pub(super) identity: ServerIdentity,
     pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
-    pub(super) schema: u64,
-    pub(super) num_values: usize,
+    pub(super) schema: Arc<ParamSchema>,
     pub(super) epoch: u64,
     pub(super) limits: ServerLimits,
     pub(super) spool: Spool,
@@ -76,8 +76,7 @@ pub(super) struct Parts {
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { config, identity, plan, plan_hash, schema, num_values, epoch, limits, spool, keeps_answers } =
-            parts;
+        let Parts { config, identity, plan, plan_hash, schema, epoch, limits, spool, keeps_answers } = parts;
         Self {
             uploads: Slots::new(&config),
             downloads: Arc::new(Semaphore::new(config.download_slots)),
@@ -86,7 +85,6 @@ impl Shared {
             plan,
             plan_hash,
             schema,
-            num_values,
             epoch,
             limits,
             spool: Arc::new(spool),
@@ -115,6 +113,21 @@ impl Shared {
 
     pub(super) fn owner(&self, client: ClientId) -> Option<NodeId> {
         self.lock().clients.get(&client).map(|(node, _)| *node)
+    }
+
+    /// What the connection of a node with clients has, or had when it was there.
+    pub(super) fn features(&self, node: NodeId) -> u64 {
+        self.lock().nodes.get(&node).map_or(0, |node| node.features)
+    }
+
+    /// Tells a node why it cannot take part, and forgets its clients.
+    pub(super) fn leave_out(&self, node: NodeId, reason: &str) {
+        tracing::warn!(%node, reason, "node.left_out");
+        let removed = self.lock().remove(node);
+        if let Some(link) = removed.and_then(|node| node.link) {
+            link.close(CloseCode::Version, reason);
+        }
+        self.changed.notify_waiters();
     }
 
     /// Waits until there are so many clients, or the deadline; gives their number each time it changes.
@@ -165,7 +178,10 @@ impl Shared {
         {
             exchange.fail_node(link.node);
         }
-        federation.nodes.insert(link.node, Node { clients: ids, link: Some(link.clone()), away_since: None });
+        federation.nodes.insert(
+            link.node,
+            Node { clients: ids, features: link.features(), link: Some(link.clone()), away_since: None },
+        );
         drop(federation);
         if let Some(old) = before.and_then(|node| node.link).filter(|old| !Arc::ptr_eq(old, link)) {
             old.release(|_| false);
@@ -260,6 +276,19 @@ impl Shared {
     /// The offer of a task of this node that belongs to the open exchange.
     pub(super) fn offer(&self, node: NodeId, task: TaskId) -> Option<TaskOffer> {
         self.lock().exchange.as_ref()?.offer(node, task).cloned()
+    }
+
+    /// The payload of an update in answer to a task of this node, with so many vectors beside the parameters; `None` where
+    /// there is no such task.
+    pub(super) fn form(&self, node: NodeId, task: TaskId, sides: usize) -> Option<Form> {
+        let offer = self.offer(node, task)?;
+        // Cannot fail: the offer is our own.
+        let up = compression_from_wire(&offer.ext).unwrap_or_default().up;
+        let num_values = self.schema.num_values();
+        Some(match up.is_lossless() {
+            true => Form::Plain { num_values, num_vectors: 1 + sides },
+            false => Form::Encoded { len: up.vector_len(&self.schema) + 4 * num_values * sides },
+        })
     }
 
     /// What became of an answered task; `None` while it is open.

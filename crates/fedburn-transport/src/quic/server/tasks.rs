@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use super::super::NodeId;
+use super::super::blob::Values;
 use super::uploads::{Memory, Upload};
 use crate::wire::{CommitState, Hash, NamedValue, TaskId, TaskOffer};
 
@@ -29,7 +30,7 @@ pub(super) enum Arrived {
 /// An update whose bytes are verified.
 pub(super) struct ArrivedUpdate {
     /// The parameters, then the vectors that `names` names.
-    pub(super) vectors: Vec<Vec<f32>>,
+    pub(super) values: Values,
     pub(super) names: Vec<String>,
     pub(super) num_examples: u64,
     pub(super) scalars: Vec<NamedValue>,

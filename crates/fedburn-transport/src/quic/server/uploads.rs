@@ -99,10 +99,10 @@ pub(super) async fn begin(
     let upload = match shared.upload_of(task).filter(|upload| upload.names == names) {
         Some(upload) => upload,
         None => {
-            let bytes = shared.num_values as u64 * 4 * (1 + names.len() as u64);
-            let memory = shared.uploads.memory(bytes, shared).await?;
+            let form = shared.form(link.node, task, names.len())?;
+            let memory = shared.uploads.memory(form.len(), shared).await?;
             // Cannot fail where the server's own model is within the limits; were it not, no task would be offered.
-            let assembly = Assembly::of_vectors(shared.num_values, 1 + names.len(), shared.limits.chunk_len).ok()?;
+            let assembly = Assembly::of_update(form, shared.limits.chunk_len).ok()?;
             let upload = Arc::new(Upload {
                 task,
                 names,

@@ -1,10 +1,12 @@
 //! Honest nodes: the transport's laws, restarts, evaluations, side information.
 
 use burn_ndarray::{NdArray, NdArrayDevice};
-use fedburn_core::{ClientReport, LocalUpdate, Mean, Metrics, ParamVector};
-use fedburn_testkit::{schema, transport_suite, transport_suite_schema};
+use fedburn_core::{ClientReport, Codec, CompressionConfig, LocalUpdate, Mean, Metrics, ParamVector};
+use fedburn_testkit::{compression_suite, schema, transport_suite, transport_suite_schema};
 
+use super::raw::Raw;
 use super::*;
+use crate::wire::{CloseCode, Message};
 
 /// A server with its nodes, as one transport.
 struct Federation<B: Backend> {
@@ -73,6 +75,13 @@ fn the_laws_hold_on_ndarray() {
 }
 
 #[test]
+fn codecs_make_the_same_bits_as_without_a_network() {
+    compression_suite::<Flex, _>(|population| Federation::new(&population, &FlexDevice), &FlexDevice);
+    let device = NdArrayDevice::Cpu;
+    compression_suite::<NdArray, _>(|population| Federation::new(&population, &NdArrayDevice::Cpu), &device);
+}
+
+#[test]
 fn large_models_travel_in_chunks_bit_for_bit() {
     // Two and a half chunks.
     let site = Site::new(schema(&[2_621_440]));
@@ -83,6 +92,106 @@ fn large_models_travel_in_chunks_bit_for_bit() {
     assert_eq!(exchange(&mut server, requests.clone()), expected(requests));
     server.close();
     nodes.into_iter().for_each(|node| node.end().unwrap());
+}
+
+/// The requests of [`training`], whose models and updates go through codecs.
+fn compressed(schema: &Arc<ParamSchema>, clients: &[u64], up: Codec, down: Codec) -> Vec<(ClientId, Request<Flex>)> {
+    let mut requests = training(schema, 1, clients);
+    let mut sent = None;
+    for (_, request) in &mut requests {
+        let Request::Train(task) = request else { panic!("asked to train") };
+        let through = || task.global.through(down, Seed::new(3)).unwrap();
+        task.global = sent.get_or_insert_with(through).clone();
+        task.compression = CompressionConfig { up, down, ..Default::default() };
+    }
+    requests
+}
+
+#[test]
+fn large_models_and_updates_in_codecs_travel_in_chunks_bit_for_bit() {
+    // Half precision makes two chunks of it, blocks of eight bits more than one.
+    let site = Site::new(schema(&[4_300_000]));
+    let mut server = site.server();
+    let node = site.spawn(&server, "a", &[1, 2], FlexDevice);
+    server.wait_for(2, LONG, &mut |_| {}).unwrap();
+    let requests = compressed(&site.schema, &[1, 2], Codec::Int8 {}, Codec::F16 {});
+    assert_eq!(exchange(&mut server, requests.clone()), expected(requests));
+    server.close();
+    node.end().unwrap();
+}
+
+#[test]
+fn a_node_that_does_not_know_a_codec_is_told_so_and_left_out() {
+    let site = Site::new(schema(&[4]));
+    let mut server = site.server();
+    let node = site.spawn(&server, "new", &[1], FlexDevice);
+    let old = Raw::greeting(&site, &server, "old", 0b1);
+    assert!(matches!(old.ask(&old.announcement(&site, &[2, 3])), Ok(Message::Announced(_))));
+    server.wait_for(3, LONG, &mut |_| {}).unwrap();
+    let requests = |up| compressed(&site.schema, &[1, 2, 3], up, Codec::F16 {});
+    let without = |mut answers: BTreeMap<ClientId, _>| {
+        (answers.remove(&ClientId(1)), answers.into_values().collect::<Vec<Result<_, _>>>())
+    };
+    let (known, left_out) = without(exchange(&mut server, requests(Codec::Int8 {})));
+    assert_eq!(known, without(expected(requests(Codec::Int8 {}))).0, "the others go on");
+    for failure in left_out {
+        let reason = failure.unwrap_err().to_string();
+        assert!(reason.contains("int8") && reason.contains("f16"), "{reason}");
+    }
+    let (code, reason) = old.closed();
+    assert!(code == CloseCode::Version && reason.contains("int8"), "{code:?}: {reason}");
+    assert_eq!(server.clients().len(), 1, "its clients are gone");
+    server.close();
+    node.end().unwrap();
+}
+
+#[test]
+fn side_information_travels_beside_an_update_in_a_codec() {
+    let site = Site::new(schema(&[3, 2]));
+    let mut server = site.server();
+    let joined = join(&server.join_string(), site.node("a"), client_config()).unwrap();
+    let client = joined.start::<Flex>(&[echo(1)], site.schema.clone(), FlexDevice).unwrap();
+    let mut requests = compressed(&site.schema, &[1], Codec::Int4 {}, Codec::Bf16 {});
+    let mut side = SideInfo::default();
+    side.vectors.insert("control".into(), vector(&[0.1, -0.2, 1e-30, 0.0, 5.0], &site.schema, &FlexDevice));
+    if let Request::Train(task) = &mut requests[0].1 {
+        task.side = side.clone();
+    }
+    let (sent, outcomes): (_, Vec<_>) = std::thread::scope(|scope| {
+        let outcomes = scope.spawn(|| server.exchange(requests, LONG).collect());
+        let asked = client.next().unwrap().unwrap();
+        let Request::Train(task) = &asked.request else { panic!("asked to train") };
+        assert_same_side(&task.side, &side);
+        let (id, round, reply) = answer(asked, &EchoPopulation::new(64), &Mutex::default());
+        let Ok(Reply::Trained(mut update)) = reply else { panic!("{reply:?}") };
+        update.side = side.clone();
+        client.reply(id, round, Ok(Reply::Trained(update.clone()))).unwrap();
+        (update, outcomes.join().unwrap())
+    });
+    let Ok(Reply::Trained(got)) = &outcomes[0].reply else { panic!("{outcomes:?}") };
+    assert_eq!((host_bits(&got.params), got.params.encoded()), (host_bits(&sent.params), sent.params.encoded()));
+    assert_same_side(&got.side, &side);
+}
+
+#[test]
+fn an_update_that_is_not_written_as_asked_is_a_failure_and_no_breach() {
+    let site = Site::new(schema(&[4]));
+    let mut server = site.server();
+    let joined = join(&server.join_string(), site.node("a"), client_config()).unwrap();
+    let client = joined.start::<Flex>(&[echo(1)], site.schema.clone(), FlexDevice).unwrap();
+    let requests = compressed(&site.schema, &[1], Codec::Int8 {}, Codec::F32 {});
+    let answers = std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests));
+        let mut asked = client.next().unwrap().unwrap();
+        if let Request::Train(task) = &mut asked.request {
+            task.compression = CompressionConfig::default();
+        }
+        let (id, round, reply) = answer(asked, &EchoPopulation::new(64), &Mutex::default());
+        client.reply(id, round, reply).unwrap();
+        answers.join().unwrap()
+    });
+    let reason = answers[&ClientId(1)].as_ref().unwrap_err().to_string();
+    assert!(reason.contains("not written as int8"), "{reason}");
 }
 
 #[test]

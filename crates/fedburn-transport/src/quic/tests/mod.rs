@@ -15,8 +15,8 @@ use std::time::Duration;
 use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{
-    Asked, ClientFailure, ClientId, ClientInfo, ClientTransport, Outcome, ParamSchema, Population, Reply, Reports,
-    Request, RoundIndex, Seed, ServerTransport, SideInfo, StateDict, TrainTask, TransportError,
+    Answerer, Asked, ClientFailure, ClientId, ClientInfo, ClientTransport, Outcome, ParamSchema, Population, Reply,
+    Reports, Request, RoundIndex, Seed, ServerTransport, SideInfo, StateDict, TrainTask, TransportError,
 };
 use fedburn_testkit::{EchoPopulation, vector};
 
@@ -118,26 +118,17 @@ fn answer<B: Backend>(
     population: &EchoPopulation,
     states: &Mutex<BTreeMap<(ClientId, RoundIndex), StateDict>>,
 ) -> Answered<B> {
-    let mut worker = Population::<B>::worker(population);
-    let mut client = worker.client(asked.client).unwrap();
-    if asked.history.state_of > RoundIndex(0) {
-        let known = states.lock().unwrap().get(&(asked.client, asked.history.state_of)).cloned();
-        client.restore(known.expect("a state that the server names is there")).unwrap();
-    }
-    let failure = |e: fedburn_core::TrainError| match e {
-        fedburn_core::TrainError::NoData { .. } => ClientFailure::NoData,
-        other => ClientFailure::Failed { reason: other.to_string() },
-    };
-    match asked.request {
-        Request::Train(task) => {
-            let reply = client.train(&task).map(Reply::Trained).map_err(failure);
-            states.lock().unwrap().insert((asked.client, task.round), client.state());
-            (asked.client, task.round, reply)
+    let Asked { client, request, history } = asked;
+    let (round, of) = (request.round(), history.state_of);
+    let known = || states.lock().unwrap().get(&(client, of)).cloned().expect("a state that the server names is there");
+    let state = || Ok((of > RoundIndex(0)).then(known));
+    let reply = Answerer::new(population).answer(client, request, state).map(|answered| {
+        if let Some(state) = answered.state {
+            states.lock().unwrap().insert((client, round), state);
         }
-        Request::Evaluate { round, global } => {
-            (asked.client, round, client.evaluate(&global).map(Reply::Evaluated).map_err(failure))
-        }
-    }
+        answered.reply
+    });
+    (client, round, reply)
 }
 
 /// Requests to train from one vector.

@@ -27,10 +27,15 @@ impl Drop for Raw {
 
 impl Raw {
     pub(super) fn connect(site: &Site, server: &QuicServer<Flex>, name: &str) -> Self {
+        Self::greeting(site, server, name, u64::MAX)
+    }
+
+    /// As [`Raw::connect`], of a node with these features and no others.
+    pub(super) fn greeting(site: &Site, server: &QuicServer<Flex>, name: &str, features: u64) -> Self {
         let thread = EndpointThread::start("raw").unwrap();
         let (join, identity) = (server.join_string(), site.node(name));
         let (dialer, connection) = thread.handle().block_on(async {
-            let dialer = Dialer::new(join, identity, client_config(), Surroundings::machine());
+            let dialer = Dialer::new(join, identity, client_config(), Surroundings::machine()).with_features(features);
             let (connection, _) = dialer.connect().await.unwrap();
             (dialer, connection)
         });

@@ -3,7 +3,7 @@
 use fedburn_core::ParamVector;
 use fedburn_testkit::schema;
 
-use super::super::blob::Assembly;
+use super::super::blob::{Assembly, Values};
 use super::super::client::Downloads;
 use super::super::send::Blob;
 use super::raw::Raw;
@@ -86,7 +86,7 @@ fn a_download_that_was_cut_fetches_only_what_is_missing() {
             tokio::spawn(downloads.clone().receive(node.connection.clone()));
             downloads.fetch(node.dialer(), &node.connection, &offer.model, &mut partial).await.unwrap()
         });
-        assert_eq!(fetched.take_vectors(), [values]);
+        assert_eq!(fetched.take(), Values::Plain(vec![values]));
         let (came, chunk) = (node.connection.stats().udp_rx.bytes - before, u64::from(MAX_CHUNK_LEN));
         assert!((3 * chunk..3 * chunk + chunk / 2).contains(&came), "{came} bytes for three chunks");
         let (failure, ext) = (Failure::NoData, Extensions::default());

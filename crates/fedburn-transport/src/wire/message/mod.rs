@@ -1,6 +1,7 @@
 //! Every message, by group; the kinds' numbers.
 
 mod blobs;
+mod compression;
 mod discovery;
 mod link;
 mod upload;
@@ -9,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use blobs::{BlobManifest, ChunksComing, GetChunks, GetManifest};
+pub use compression::{COMPRESSION, codec_features, compression_from_wire, compression_to_wire};
 pub use discovery::{
     Cancel, Decline, Failure, NamedBlob, NamedValue, ReportsWanted, RoundClosed, TaskKind, TaskOffer, Watch,
 };
