@@ -25,6 +25,7 @@ mod surroundings;
 mod tests;
 mod tls;
 mod tuning;
+mod watched;
 
 pub use client::{Joined, QuicClient, join};
 pub use config::{ClientConfig, Congestion, QuicConfig};

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use rustls::crypto::CryptoProvider;
@@ -16,6 +17,9 @@ pub(crate) struct Surroundings {
     /// Cryptography, and the randomness of keys, connection ids and waits.
     pub(crate) provider: Arc<CryptoProvider>,
     pub(crate) sockets: Arc<dyn Sockets>,
+    /// How long work off the event loop takes at least: nothing on a machine. Where time is simulated it stands still
+    /// until the work is done; then its end needs a moment of its own for events to have one order.
+    pub(crate) work_takes: Duration,
 }
 
 /// Where packets go to and come from.
@@ -27,7 +31,7 @@ pub(crate) trait Sockets: Send + Sync {
 impl Surroundings {
     /// The machine's own.
     pub(crate) fn machine() -> Self {
-        Self { provider: tls::provider(), sockets: Arc::new(Udp) }
+        Self { provider: tls::provider(), sockets: Arc::new(Udp), work_takes: Duration::ZERO }
     }
 
     /// An endpoint at this local address; must be called inside the event loop.
@@ -41,6 +45,14 @@ impl Surroundings {
         let made =
             Endpoint::new_with_abstract_socket(config, server, self.sockets.open(address)?, Arc::new(TokioRuntime));
         made.map_err(|source| QuicError::Socket { address, source })
+    }
+
+    /// Waits for what is done on another thread.
+    pub(crate) async fn elsewhere<T>(&self, work: impl Future<Output = T>) -> T {
+        match self.work_takes.is_zero() {
+            true => work.await,
+            false => tokio::join!(tokio::time::sleep(self.work_takes), work).1,
+        }
     }
 
     /// Random bytes.

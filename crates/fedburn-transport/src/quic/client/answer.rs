@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fedburn_core::{ClientFailure, Metrics, RoundIndex};
+use fedburn_core::{ClientFailure, ClientId, Metrics, RoundIndex};
 
 use super::super::QuicError;
 use super::super::send::{Blob, send_chunks};
@@ -21,6 +21,7 @@ use crate::wire::{
 #[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) task: TaskId,
+    pub(super) client: ClientId,
     pub(super) round: RoundIndex,
     pub(super) content: Content,
 }

@@ -175,7 +175,9 @@ impl Dialer {
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(tuning::client_transport(&self.config));
         let passing = |reason: String| Failure::Passing(reason);
-        let addresses = tokio::net::lookup_host((self.join.host(), self.join.port())).await;
+        let patience = Duration::from_secs(self.config.connect_timeout_secs);
+        let addresses = timeout(patience, tokio::net::lookup_host((self.join.host(), self.join.port()))).await;
+        let addresses = addresses.map_err(|_| passing("nobody says what the name's address is".to_owned()))?;
         let mut last = passing("the name has no address".to_owned());
         for address in addresses.map_err(|e| passing(e.to_string()))? {
             let endpoint = match self.endpoint(&address) {
@@ -187,7 +189,7 @@ impl Dialer {
             };
             let connecting = endpoint.connect_with(config.clone(), address, SERVER_NAME);
             let connecting = connecting.map_err(|e| passing(e.to_string()))?;
-            match timeout(Duration::from_secs(self.config.connect_timeout_secs), connecting).await {
+            match timeout(patience, connecting).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(e)) => last = of_connection(&e),
                 Err(_) => last = passing("no answer".to_owned()),

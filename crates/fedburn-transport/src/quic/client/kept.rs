@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use fedburn_core::RoundIndex;
+use fedburn_core::{ClientId, RoundIndex};
 
 use super::answer::Prepared;
 use crate::wire::TaskId;
@@ -53,6 +53,12 @@ impl Kept {
         self.remove(|kept| kept.round > to);
     }
 
+    /// A client is asked to train from its state of the round `state_of`: later states are dropped for that, and an answer
+    /// must not count whose state is not there any more.
+    pub(super) fn starts_from(&mut self, client: ClientId, state_of: RoundIndex) {
+        self.remove(|kept| kept.client == client && kept.round > state_of);
+    }
+
     fn remove(&mut self, mut over: impl FnMut(&Prepared) -> bool) {
         self.answers.retain(|kept| !over(kept));
         self.bytes = self.answers.iter().map(|kept| kept.len()).sum();
@@ -71,7 +77,12 @@ mod tests {
             0 => Content::Declined(ClientFailure::NoData),
             _ => Content::Measured(Metrics::new()),
         };
-        Arc::new(Prepared { task: TaskId([task; 16]), round: RoundIndex(round), content })
+        Arc::new(Prepared {
+            task: TaskId([task; 16]),
+            client: ClientId(u64::from(task)),
+            round: RoundIndex(round),
+            content,
+        })
     }
 
     #[test]
@@ -93,5 +104,10 @@ mod tests {
         kept.add(answer(1, 5));
         kept.goes_back(RoundIndex(4));
         assert!(kept.find(TaskId([1; 16])).is_none(), "round 5 will be trained in again");
+        kept.add(answer(1, 5));
+        kept.add(answer(2, 5));
+        kept.starts_from(ClientId(1), RoundIndex(4));
+        assert!(kept.find(TaskId([1; 16])).is_none(), "round 6 starts before round 5, whose state is dropped");
+        assert!(kept.find(TaskId([2; 16])).is_some(), "another client's");
     }
 }

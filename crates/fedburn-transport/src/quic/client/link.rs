@@ -48,12 +48,11 @@ pub(super) async fn run(shared: Arc<Shared>) {
             Err(Failure::Passing(reason)) => {
                 let wait = backoff.next(Duration::ZERO);
                 tracing::info!(reason, ?wait, "node.disconnected");
-                let mut status = shared.status();
                 tokio::select! {
                     biased;
                     () = tokio::time::sleep(wait) => {}
                     // Only the end of the node changes the state of a node that is not connected.
-                    _ = status.wait_for(|status| matches!(status, super::state::Status::Ended)) => {}
+                    _ = shared.status().wait_for(|status| matches!(status, super::state::Status::Ended)) => {}
                 }
             }
         }
@@ -76,6 +75,11 @@ async fn session(shared: &Arc<Shared>, came_up: &mut Option<Instant>) -> Result<
     tokio::spawn(shared.downloads.clone().receive(connection.clone()));
     let live = Arc::new(Live { connection, limits: welcome.limits });
     shared.connected(live.clone());
+    if shared.end().is_some() {
+        // The node left while it connected.
+        close(&live.connection, CloseCode::Ok, "the node leaves");
+        return Err(Failure::Superseded);
+    }
     *came_up = Some(Instant::now());
     tracing::info!(server = shared.dialer.server(), "node.connected");
     let heard = listen(shared, &live).await;

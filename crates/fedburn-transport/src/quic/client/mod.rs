@@ -26,7 +26,7 @@ use super::{JoinString, NodeIdentity, QuicError};
 pub(super) use connect::Dialer;
 #[cfg(test)]
 pub(super) use download::Downloads;
-use node::{Invited, Node};
+pub(super) use node::{Invited, Node};
 use state::End;
 
 /// Joins a federation: enrols the node where it has no certificate yet, and fetches the plan. A server that is not there

@@ -77,9 +77,7 @@ impl Invited {
             chunk_len: self.chunk_len,
         }));
         tokio::spawn(link::run(shared.clone()));
-        let mut status = shared.status();
-        // The sender lives in `shared`.
-        let _ = status.wait_for(|status| !matches!(status, Status::Down)).await;
+        shared.status().wait_for(|status| !matches!(status, Status::Down)).await;
         match shared.end() {
             Some(End::Failed(error)) => Err(QuicError::Refused {
                 reason: match &*error {
@@ -155,7 +153,7 @@ impl<B: Backend> Node<B> {
             Ok(Reply::Evaluated(metrics)) => Content::Measured(metrics),
             Err(failure) => Content::Declined(failure),
         };
-        let answer = Arc::new(Prepared { task: offer.task, round, content }.sendable());
+        let answer = Arc::new(Prepared { task: offer.task, client, round, content }.sendable());
         let delivered = answer::deliver(&self.shared, &answer).await;
         let repeatable = !matches!(delivered, Ok(CommitState::Durable));
         self.shared.done(offer.task, repeatable.then_some(answer));
@@ -223,8 +221,8 @@ impl<B: Backend> Node<B> {
 
     /// The connection, if there is one.
     pub(super) fn live(&self) -> Option<Arc<Live>> {
-        match &*self.shared.status().borrow() {
-            Status::Up(live) => Some(live.clone()),
+        match self.shared.status().get() {
+            Status::Up(live) => Some(live),
             _ => None,
         }
     }
@@ -249,4 +247,13 @@ async fn plan_of(dialer: &Dialer) -> Result<(BlobRef, Plan, u32), Failure> {
     // The node connects again when it knows which clients it is: making their data may take long.
     close(&connection, CloseCode::Ok, "the plan has come");
     Ok((plan, Plan::decode(&fetched?.take_bytes())?, chunk_len))
+}
+
+#[cfg(test)]
+impl<B: Backend> Node<B> {
+    /// Dead once nothing of the node is left.
+    pub(in super::super) fn life(&self) -> std::sync::Weak<dyn std::any::Any + Send + Sync> {
+        let life: std::sync::Weak<Shared> = Arc::downgrade(&self.shared);
+        life
+    }
 }

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fedburn_core::{ClientId, RoundIndex, TransportError};
 use quinn::Connection;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 
 use super::super::QuicError;
 use super::super::stream::close;
+use super::super::watched::Watched;
 use super::answer::Prepared;
 use super::connect::Dialer;
 use super::download::Downloads;
@@ -28,7 +29,7 @@ pub(super) struct Shared {
     pub(super) chunk_len: u32,
     pub(super) downloads: Arc<Downloads>,
     pub(super) uploads: Semaphore,
-    status: watch::Sender<Status>,
+    status: Watched<Status>,
     work: Mutex<Work>,
     /// Told when there is something to do, or never will be.
     wake: Notify,
@@ -91,7 +92,7 @@ impl Shared {
             plan_hash,
             plan,
             chunk_len,
-            status: watch::Sender::new(Status::Down),
+            status: Watched::new(Status::Down),
             work: Mutex::new(Work { inbox: VecDeque::new(), open: Vec::new(), kept, end: None }),
             wake: Notify::new(),
         }
@@ -101,10 +102,8 @@ impl Shared {
 
     /// Waits for a connection.
     pub(super) async fn live(&self) -> Result<Arc<Live>, Failure> {
-        let mut status = self.status.subscribe();
-        let known = status.wait_for(|status| !matches!(status, Status::Down)).await;
-        match known.as_deref() {
-            Ok(Status::Up(live)) => Ok(live.clone()),
+        match self.status.wait_for(|status| !matches!(status, Status::Down)).await {
+            Status::Up(live) => Ok(live),
             _ => Err(Failure::Passing("the node has left".to_owned())),
         }
     }
@@ -112,20 +111,27 @@ impl Shared {
     /// Waits until a connection that failed is known to have; it is closed if it is not.
     pub(super) async fn lost(&self, live: &Arc<Live>) {
         close(&live.connection, CloseCode::Slow, "gave up");
-        let mut status = self.status.subscribe();
         let other = |status: &Status| !matches!(status, Status::Up(current) if Arc::ptr_eq(current, live));
-        // The sender lives as long as `self`.
-        let _ = status.wait_for(other).await;
+        self.status.wait_for(other).await;
     }
 
     /// A new connection: what the server still wants it will offer again.
     pub(super) fn connected(&self, live: Arc<Live>) {
         self.lock().inbox.clear();
-        self.status.send_replace(Status::Up(live));
+        self.stands(Status::Up(live));
     }
 
     pub(super) fn disconnected(&self) {
-        self.status.send_replace(Status::Down);
+        self.stands(Status::Down);
+    }
+
+    /// How the node stands from now on; its end is the end.
+    fn stands(&self, new: Status) {
+        self.status.update(|status| {
+            if !matches!(status, Status::Ended) {
+                *status = new;
+            }
+        });
     }
 
     /// There will be nothing more. The first reason stands.
@@ -134,7 +140,7 @@ impl Shared {
         work.inbox.clear();
         work.end.get_or_insert(end);
         drop(work);
-        self.status.send_replace(Status::Ended);
+        self.stands(Status::Ended);
         self.wake.notify_waiters();
     }
 
@@ -143,8 +149,8 @@ impl Shared {
     }
 
     /// Follows the connection's state.
-    pub(super) fn status(&self) -> watch::Receiver<Status> {
-        self.status.subscribe()
+    pub(super) fn status(&self) -> &Watched<Status> {
+        &self.status
     }
 
     // Work.
@@ -160,6 +166,7 @@ impl Shared {
         }
         if trains(&offer) {
             work.kept.goes_back(offer.round);
+            work.kept.starts_from(offer.client, offer.state_of);
         }
         work.inbox.push_back(offer);
         drop(work);
@@ -219,8 +226,10 @@ impl Shared {
     pub(super) fn done(&self, task: TaskId, answer: Option<Arc<Prepared>>) {
         let mut work = self.lock();
         work.open.retain(|offer| offer.task != task);
-        let goes_back = |round| work.open.iter().chain(&work.inbox).any(|o| trains(o) && o.round < round);
-        if let Some(answer) = answer.filter(|answer| !goes_back(answer.round)) {
+        let Some(answer) = answer else { return };
+        // As `Kept::goes_back` and `Kept::starts_from` would say of it, had it been kept when these came.
+        let over = |o: &TaskOffer| o.round < answer.round || o.client == answer.client && o.state_of < answer.round;
+        if !work.open.iter().chain(&work.inbox).any(|offer| trains(offer) && over(offer)) {
             work.kept.add(answer);
         }
     }

@@ -65,11 +65,12 @@ async fn serve_stranger(connection: &Connection, shared: &Arc<Shared>) {
         Err(_) => return close(connection, CloseCode::HelloTimeout, only),
     };
     let (shared, channel) = (shared.clone(), channel(connection));
+    let surroundings = shared.surroundings.clone();
     let enrolled = tokio::task::spawn_blocking(move || {
         // Writes the registry, which waits for the disk.
         shared.identity.enrol(&message.csr, &message.mac.0, &channel)
     });
-    let answer = match enrolled.await {
+    let answer = match surroundings.elsewhere(enrolled).await {
         Ok(Ok((node, chain))) => {
             tracing::info!(%node, "node.enrolled");
             certificate(chain)
@@ -152,7 +153,8 @@ async fn serve_streams(link: &Arc<Link>, shared: &Arc<Shared>) -> quinn::Connect
             stream = link.connection.accept_uni() => match stream {
                 Ok(stream) => {
                     let link = link.clone();
-                    tokio::spawn(async move { uploads::chunk(&link, stream).await });
+                    let shared = shared.clone();
+                    tokio::spawn(async move { uploads::chunk(&link, &shared, stream).await });
                 }
                 Err(end) => return end,
             },
@@ -187,8 +189,12 @@ async fn request(link: Arc<Link>, shared: Arc<Shared>, mut sending: SendStream, 
     }
     match requests::answer(&link, &shared, message).await {
         Ok(answer) => {
-            if send(&mut sending, super::super::stream::REQUEST, &answer).await.is_ok() {
-                let _ = sending.finish();
+            let sent = send(&mut sending, super::super::stream::REQUEST, &answer);
+            match timeout(shared.config.progress_timeout(), sent).await {
+                Ok(Ok(())) => drop(sending.finish()),
+                // Nobody wants the answer.
+                Ok(Err(_)) => {}
+                Err(_) => link.close(CloseCode::Slow, "does not read what the server says"),
             }
         }
         Err((code, reason)) => link.close(code, &reason),

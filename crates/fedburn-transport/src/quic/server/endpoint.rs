@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use quinn::{Connection, Endpoint, Incoming, ServerConfig, VarInt};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::super::restart;
 use super::super::runtime::EndpointThread;
 use super::super::stream::close;
-use super::super::surroundings::Surroundings;
 use super::super::tls::{self, CurrentLeaf};
 use super::super::tuning;
 use super::super::{NodeId, QuicError};
@@ -23,11 +22,17 @@ use super::link::lock;
 use super::state::Shared;
 use crate::wire::CloseCode;
 
-/// The endpoint and the thread it lives on.
+/// The open door and the thread that it is looked after on.
 pub(super) struct ServerEndpoint {
-    endpoint: Endpoint,
-    address: SocketAddr,
+    opened: Opened,
     thread: EndpointThread,
+}
+
+/// An endpoint that lets nodes in.
+pub(in super::super) struct Opened {
+    pub(in super::super) endpoint: Endpoint,
+    pub(in super::super) address: SocketAddr,
+    door: Arc<Door>,
 }
 
 /// Connections at the door and inside.
@@ -37,6 +42,8 @@ pub(super) struct Door {
     /// Connections that wait for a handshake or are in one.
     pending: AtomicUsize,
     inside: Mutex<Inside>,
+    /// Told when the last one leaves.
+    empty: Notify,
 }
 
 #[derive(Default)]
@@ -64,9 +71,9 @@ impl ServerEndpoint {
     pub(super) fn start(shared: Arc<Shared>) -> Result<Self, QuicError> {
         let thread = EndpointThread::start("quic-server")?;
         let guard = thread.handle().enter();
-        let (endpoint, address) = open(shared, &Surroundings::machine())?;
+        let opened = open(shared)?;
         drop(guard);
-        Ok(Self { endpoint, address, thread })
+        Ok(Self { opened, thread })
     }
 
     pub(super) fn handle(&self) -> &Handle {
@@ -74,28 +81,36 @@ impl ServerEndpoint {
     }
 
     pub(super) fn address(&self) -> SocketAddr {
-        self.address
+        self.opened.address
     }
 
-    /// Waits until everybody has left, at most for `patience`, then closes what is still open.
+    /// As [`Opened::drain`].
     pub(super) fn drain(&self, patience: Duration) {
-        self.thread.handle().block_on(async {
-            let left = timeout(patience, self.endpoint.wait_idle()).await;
-            if left.is_err() {
-                tracing::warn!(connections = self.endpoint.open_connections(), "nodes did not leave in time");
-            }
-            self.endpoint.close(VarInt::from_u32(CloseCode::Ok as u32), b"the run has ended");
-            // Sends the close frames.
-            let _ = timeout(LAST_PACKETS, self.endpoint.wait_idle()).await;
-        });
+        self.thread.handle().block_on(self.opened.drain(patience));
     }
 }
 
 impl Drop for ServerEndpoint {
     fn drop(&mut self) {
         // Where nobody said goodbye, nodes come again.
-        self.endpoint.close(VarInt::from_u32(CloseCode::Draining as u32), b"the server has stopped");
-        let _ = self.thread.handle().block_on(async { timeout(LAST_PACKETS, self.endpoint.wait_idle()).await });
+        self.thread.handle().block_on(self.opened.close(CloseCode::Draining, "the server has stopped"));
+    }
+}
+
+impl Opened {
+    /// Waits until everybody has left, at most for `patience`, then closes what is still open.
+    pub(in super::super) async fn drain(&self, patience: Duration) {
+        // What the library keeps of closed connections for late packets is not waited for: it may be minutes.
+        if timeout(patience, self.door.empty()).await.is_err() {
+            tracing::warn!(connections = lock(&self.door.inside).connections, "nodes did not leave in time");
+        }
+        self.close(CloseCode::Ok, "the run has ended").await;
+    }
+
+    async fn close(&self, code: CloseCode, reason: &str) {
+        self.endpoint.close(VarInt::from_u32(code as u32), reason.as_bytes());
+        // Sends the close frames.
+        let _ = timeout(LAST_PACKETS, self.endpoint.wait_idle()).await;
     }
 }
 
@@ -127,6 +142,17 @@ impl Door {
         Some(Place { door: self.clone(), guest, connection: connection.stable_id() })
     }
 
+    /// Waits until nobody is inside.
+    async fn empty(&self) {
+        loop {
+            let left = self.empty.notified();
+            if lock(&self.inside).connections == 0 {
+                return;
+            }
+            left.await;
+        }
+    }
+
     /// Closes the connections of nodes that may no longer take part.
     fn shut_out(&self) {
         for (node, connections) in &lock(&self.inside).of_node {
@@ -142,6 +168,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inside = lock(&self.door.inside);
         inside.connections -= 1;
+        if inside.connections == 0 {
+            self.door.empty.notify_waiters();
+        }
         match self.guest {
             Guest::Node(node) => {
                 if let Some(connections) = inside.of_node.get_mut(&node) {
@@ -163,13 +192,10 @@ impl Drop for Place {
     }
 }
 
-/// Opens the door, in the event loop that this is called in: the endpoint and its address.
-pub(in super::super) fn open(
-    shared: Arc<Shared>,
-    surroundings: &Surroundings,
-) -> Result<(Endpoint, SocketAddr), QuicError> {
-    let (config, provider) = (&shared.config, &surroundings.provider);
-    let leaf = Arc::new(CurrentLeaf::new(shared.identity.certified_key(provider)?));
+/// Opens the door, in the event loop that this is called in.
+pub(super) fn open(shared: Arc<Shared>) -> Result<Opened, QuicError> {
+    let (config, provider) = (&shared.config, shared.surroundings.provider.clone());
+    let leaf = Arc::new(CurrentLeaf::new(shared.identity.certified_key(&provider)?));
     let crypto = tls::server(&shared.identity, leaf.clone(), provider.clone())?;
     let mut server = ServerConfig::with_crypto(Arc::new(crypto));
     server
@@ -180,15 +206,16 @@ pub(in super::super) fn open(
         .incoming_buffer_size_total(INCOMING_BUFFERS);
     let mut endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
     restart::resets(&mut endpoint_config, shared.identity.secret_key(), provider.secure_random);
-    let endpoint = surroundings.endpoint(config.listen, endpoint_config, Some(server))?;
+    let endpoint = shared.surroundings.endpoint(config.listen, endpoint_config, Some(server))?;
     let address = endpoint.local_addr().map_err(|source| QuicError::Socket { address: config.listen, source })?;
     let door = Arc::new(Door {
         handshakes: Semaphore::new(config.handshakes),
         pending: AtomicUsize::new(0),
         inside: Mutex::default(),
+        empty: Notify::new(),
         shared,
     });
-    let (accepting, looking) = (accept(endpoint.clone(), door.clone()), look_after(door, leaf, provider.clone()));
+    let (accepting, looking) = (accept(endpoint.clone(), door.clone()), look_after(door.clone(), leaf, provider));
     tokio::spawn(async move {
         tokio::select! {
             biased;
@@ -197,7 +224,7 @@ pub(in super::super) fn open(
             () = looking => {}
         }
     });
-    Ok((endpoint, address))
+    Ok(Opened { endpoint, address, door })
 }
 
 async fn accept(endpoint: Endpoint, door: Arc<Door>) {

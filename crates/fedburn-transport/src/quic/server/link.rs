@@ -115,6 +115,12 @@ impl Link {
         lock(&self.held).get(&task).cloned()
     }
 
+    /// Uploads that hold a slot here.
+    #[cfg(test)]
+    pub(super) fn num_held(&self) -> usize {
+        lock(&self.held).len()
+    }
+
     /// Takes the right to send chunks back from every upload that is not `wanted`.
     pub(super) fn release(&self, mut wanted: impl FnMut(TaskId) -> bool) {
         let mut held = lock(&self.held);

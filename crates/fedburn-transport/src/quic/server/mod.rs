@@ -25,10 +25,13 @@ use tokio::time::Instant;
 
 use super::config::QuicConfig;
 use super::plan::Plan;
-use super::{IdentityError, JoinString, NodeRegistry, QuicError, ServerIdentity};
+use super::surroundings::Surroundings;
+use super::{JoinString, NodeRegistry, QuicError, ServerIdentity};
 use crate::wire::ServerLimits;
+#[cfg(test)]
+pub(super) use endpoint::Opened;
 use endpoint::ServerEndpoint;
-use rounds::{Rounds, Setup};
+pub(super) use rounds::{Rounds, Setup};
 pub use run_files::RunFiles;
 
 /// The server's end of a federation over the network.
@@ -86,8 +89,9 @@ impl<B: Backend> QuicServer<B> {
         files: RunFiles,
     ) -> Result<Self, QuicError> {
         let (pin, secret) = identity.pin_and_secret()?;
-        let (epoch, limits) = (random()?, ServerLimits::default());
-        let setup = Setup { config, identity, plan, files, epoch, limits };
+        let surroundings = Surroundings::machine();
+        let (epoch, limits) = (u64::from_le_bytes(surroundings.random()?), ServerLimits::default());
+        let setup = Setup { config, identity, surroundings, plan, files, epoch, limits };
         let rounds = Rounds::new(setup, schema, device)?;
         let shared = rounds.shared();
         let endpoint = ServerEndpoint::start(shared.clone())?;
@@ -113,7 +117,7 @@ impl<B: Backend> QuicServer<B> {
     /// [`QuicError::TimedOut`].
     pub fn wait_for(&self, clients: usize, timeout: Duration, seen: &mut dyn FnMut(usize)) -> Result<(), QuicError> {
         let deadline = Instant::now().checked_add(timeout);
-        match self.endpoint.handle().block_on(self.rounds.shared().wait_for(clients, deadline, seen)) {
+        match self.endpoint.handle().block_on(self.rounds.wait_for(clients, deadline, seen)) {
             true => Ok(()),
             false => Err(QuicError::TimedOut { what: format!("{clients} clients"), seconds: timeout.as_secs() }),
         }
@@ -127,19 +131,15 @@ impl<B: Backend> QuicServer<B> {
     /// Says goodbye to every node and waits until they have left, for as long as the configuration allows. A server that
     /// could not keep an answer says nothing: nodes wait for its return.
     pub fn close(self) {
-        let shared = self.rounds.shared();
-        shared.finish();
-        if shared.failure().is_some() {
-            return;
+        if self.rounds.say_goodbye() {
+            self.endpoint.drain(Duration::from_secs(self.rounds.shared().config.drain_secs));
         }
-        shared.say_goodbye("the run has ended");
-        self.endpoint.drain(Duration::from_secs(shared.config.drain_secs));
     }
 }
 
 impl<B: Backend> ServerTransport<B> for QuicServer<B> {
     fn clients(&self) -> Arc<[ClientInfo]> {
-        self.rounds.shared().clients()
+        self.rounds.clients()
     }
 
     fn exchange<'a>(
@@ -171,13 +171,4 @@ fn public_host(config: &QuicConfig, address: SocketAddr) -> String {
     }
     tracing::warn!("the join string names this machine only: set `public_host` to the name by which nodes reach it");
     "127.0.0.1".to_owned()
-}
-
-/// A number that differs between two starts; not the run's randomness.
-fn random() -> Result<u64, QuicError> {
-    use aws_lc_rs::rand::{SecureRandom, SystemRandom};
-    let mut bytes = [0; 8];
-    let drawn = SystemRandom::new().fill(&mut bytes);
-    drawn.map_err(|_| IdentityError::Make { what: "number", reason: "no randomness".to_owned() })?;
-    Ok(u64::from_le_bytes(bytes))
 }

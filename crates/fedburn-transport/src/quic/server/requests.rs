@@ -94,11 +94,11 @@ async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Me
         let reason = format!("vectors of {num_values} values where the model has {expected}");
         return refuse(Refusal::Invalid, reason);
     }
-    let mut exchanges = shared.exchanges();
+    let over = shared.exchange_over();
     let granted = tokio::select! {
         biased;
         upload = uploads::begin(shared, link, task, vectors) => upload,
-        _ = exchanges.changed() => None,
+        () = over => None,
         _ = link.connection.closed() => None,
     };
     match granted {
@@ -154,11 +154,11 @@ type Received = (Vec<String>, Values, Hash, Option<Memory>);
 /// Waits for the chunks of an update that are still on their way.
 async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received> {
     let upload = link.held(task)?;
-    let mut exchanges = shared.exchanges();
+    let over = shared.exchange_over();
     tokio::select! {
         biased;
         () = upload.assembly.full() => {}
-        _ = exchanges.changed() => return None,
+        () = over => return None,
         _ = link.connection.closed() => return None,
     }
     let root = upload.assembly.root();

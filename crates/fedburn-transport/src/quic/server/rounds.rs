@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ClientId, ParamSchema, Request, RoundIndex, StateError, TransportError};
+use fedburn_core::{ClientId, ClientInfo, ParamSchema, Request, RoundIndex, StateError, TransportError};
+use tokio::time::Instant;
 
+use super::super::surroundings::Surroundings;
 use super::super::{Plan, QuicConfig, QuicError, ServerIdentity};
 use super::RunFiles;
 use super::exchange::Outcomes;
@@ -26,6 +28,7 @@ pub(in super::super) struct Rounds<B: Backend> {
 pub(in super::super) struct Setup {
     pub(in super::super) config: QuicConfig,
     pub(in super::super) identity: ServerIdentity,
+    pub(in super::super) surroundings: Surroundings,
     pub(in super::super) plan: Plan,
     pub(in super::super) files: RunFiles,
     /// Another number than at the last start.
@@ -35,7 +38,7 @@ pub(in super::super) struct Setup {
 
 impl<B: Backend> Rounds<B> {
     pub(in super::super) fn new(setup: Setup, schema: Arc<ParamSchema>, device: B::Device) -> Result<Self, QuicError> {
-        let Setup { config, identity, plan, files, epoch, limits } = setup;
+        let Setup { config, identity, surroundings, plan, files, epoch, limits } = setup;
         config.check()?;
         VectorPayload::new(schema.num_values(), 1, limits.chunk_len)
             .map_err(|e| QuicError::Unusable { what: "model", reason: e.to_string() })?;
@@ -49,14 +52,42 @@ impl<B: Backend> Rounds<B> {
             limits,
             config,
             identity,
+            surroundings,
             spool: Spool::open(files.answers, plan_hash)?,
             keeps_answers: files.keep_answers,
         }));
         Ok(Self { shared, schema, device, participation })
     }
 
-    pub(in super::super) fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Every client that may be asked, sorted.
+    pub(in super::super) fn clients(&self) -> Arc<[ClientInfo]> {
+        self.shared.clients()
+    }
+
+    /// Waits until there are so many clients; tells their number at once and whenever it changes. `false` where they
+    /// did not come before the deadline.
+    pub(in super::super) async fn wait_for(
+        &self,
+        clients: usize,
+        deadline: Option<Instant>,
+        seen: impl FnMut(usize),
+    ) -> bool {
+        self.shared.wait_for(clients, deadline, seen).await
+    }
+
+    /// Says goodbye to every node, also to those who come later. Nothing is said, and `false` given, where the server could
+    /// not keep an answer: nodes wait for its return.
+    pub(in super::super) fn say_goodbye(&self) -> bool {
+        self.shared.finish();
+        let well = self.shared.failure().is_none();
+        if well {
+            self.shared.say_goodbye("the run has ended");
+        }
+        well
     }
 
     /// Offers the requests to the nodes of their clients. What an earlier exchange left is over.
@@ -95,4 +126,23 @@ impl<B: Backend> Rounds<B> {
 
 fn state_error(reason: String) -> TransportError {
     TransportError::State { source: StateError::Store { place: "the server's own".to_owned(), reason } }
+}
+
+#[cfg(test)]
+impl<B: Backend> Rounds<B> {
+    /// Lets nodes in, in the event loop that this is called in.
+    pub(in super::super) fn open(&self) -> Result<super::endpoint::Opened, QuicError> {
+        super::endpoint::open(self.shared.clone())
+    }
+
+    /// Dead once nothing of the server is left.
+    pub(in super::super) fn life(&self) -> std::sync::Weak<dyn std::any::Any + Send + Sync> {
+        let life: std::sync::Weak<Shared> = Arc::downgrade(&self.shared);
+        life
+    }
+
+    /// What is kept and held of nodes' answers, in words; `None` where there is nothing.
+    pub(in super::super) fn held(&self) -> Option<String> {
+        self.shared.held()
+    }
 }

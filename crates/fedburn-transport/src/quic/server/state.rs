@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use fedburn_core::{ClientFailure, ClientId, ClientInfo, ParamSchema, RoundIndex};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::blob::Form;
 use super::super::send::Blob;
+use super::super::surroundings::Surroundings;
+use super::super::watched::Watched;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
 use super::link::Link;
 use super::spool::{Entry, Spool};
@@ -23,6 +25,7 @@ use crate::wire::{
 pub(super) struct Shared {
     pub(super) config: QuicConfig,
     pub(super) identity: ServerIdentity,
+    pub(super) surroundings: Surroundings,
     pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
     /// The model's.
@@ -40,7 +43,7 @@ pub(super) struct Shared {
     /// Told when clients come or go.
     changed: Notify,
     /// Changes when an exchange ends.
-    exchanges: watch::Sender<u64>,
+    exchanges: Watched<u64>,
 }
 
 #[derive(Default)]
@@ -65,6 +68,7 @@ struct Node {
 pub(super) struct Parts {
     pub(super) config: QuicConfig,
     pub(super) identity: ServerIdentity,
+    pub(super) surroundings: Surroundings,
     pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
     pub(super) schema: Arc<ParamSchema>,
@@ -76,12 +80,14 @@ pub(super) struct Parts {
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { config, identity, plan, plan_hash, schema, epoch, limits, spool, keeps_answers } = parts;
+        let Parts { config, identity, surroundings, plan, plan_hash, schema, epoch, limits, spool, keeps_answers } =
+            parts;
         Self {
             uploads: Slots::new(&config),
             downloads: Arc::new(Semaphore::new(config.download_slots)),
             config,
             identity,
+            surroundings,
             plan,
             plan_hash,
             schema,
@@ -92,7 +98,7 @@ impl Shared {
             failure: OnceLock::new(),
             federation: Mutex::default(),
             changed: Notify::new(),
-            exchanges: watch::Sender::new(0),
+            exchanges: Watched::new(0),
         }
     }
 
@@ -135,7 +141,7 @@ impl Shared {
         &self,
         clients: usize,
         deadline: Option<Instant>,
-        seen: &mut dyn FnMut(usize),
+        mut seen: impl FnMut(usize),
     ) -> bool {
         let mut told = None;
         loop {
@@ -250,12 +256,15 @@ impl Shared {
         }
         Self::links(&federation).for_each(|link| link.release(|_| false));
         drop(federation);
-        self.exchanges.send_modify(|exchanges| *exchanges += 1);
+        self.exchanges.update(|exchanges| *exchanges += 1);
     }
 
     /// Changes when an exchange ends.
-    pub(super) fn exchanges(&self) -> watch::Receiver<u64> {
-        self.exchanges.subscribe()
+    pub(super) fn exchange_over(&self) -> impl Future<Output = ()> {
+        let before = self.exchanges.get();
+        async move {
+            self.exchanges.wait_for(|now| *now != before).await;
+        }
     }
 
     /// Tells everybody that a round ended.
@@ -315,7 +324,7 @@ impl Shared {
         };
         let entry = Entry { task, client, digest, reply };
         let entry = match self.keeps_answers {
-            true => match self.spool.keep(entry).await {
+            true => match self.surroundings.elsewhere(self.spool.keep(entry)).await {
                 Ok(entry) => entry,
                 Err(error) => {
                     self.fail(&format!("an answer could not be kept: {error}"));
@@ -391,5 +400,23 @@ impl Federation {
             self.clients.remove(client);
         });
         Some(removed)
+    }
+}
+
+#[cfg(test)]
+impl Shared {
+    pub(super) fn held(&self) -> Option<String> {
+        let federation = self.lock();
+        let (exchange, blobs) = (federation.exchange.is_some(), federation.blobs.len());
+        let links: usize = Self::links(&federation).map(|link| link.num_held()).sum();
+        let (free, memory) = self.uploads.in_use();
+        let turns = self.config.upload_slots - free;
+        let downloads = self.config.download_slots - self.downloads.available_permits();
+        let nothing = !exchange && blobs == 0 && links == 0 && turns + memory + downloads == 0;
+        (!nothing).then(|| {
+            format!(
+                "exchange: {exchange}, blobs: {blobs}, uploads held: {links}, turns: {turns}, memory: {memory}, downloads: {downloads}"
+            )
+        })
     }
 }

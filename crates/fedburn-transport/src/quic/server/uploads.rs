@@ -1,7 +1,7 @@
 //! Updates on their way in: who may send, what has come, what is given up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use quinn::{RecvStream, VarInt};
@@ -48,6 +48,12 @@ impl Slots {
             memory: Arc::new(Semaphore::new(units as usize)),
             units,
         }
+    }
+
+    /// Turns that are free, and units of memory that are taken.
+    #[cfg(test)]
+    pub(super) fn in_use(&self) -> (usize, usize) {
+        (self.turns.available_permits(), self.units as usize - self.memory.available_permits())
     }
 
     /// Waits for a turn, in the order of asking.
@@ -121,26 +127,28 @@ pub(super) async fn begin(
         link.release(|_| false);
         return None;
     }
-    tokio::spawn(watch_progress(shared.clone(), link.clone(), upload.clone()));
+    tokio::spawn(watch_progress(shared.clone(), link.clone(), Arc::downgrade(&upload)));
     Some(upload)
 }
 
 /// Cuts off a node that sends nothing, or next to nothing, while it holds a slot.
-async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Arc<Upload>) {
-    let (patience, began, first) =
-        (shared.config.progress_timeout(), Instant::now(), upload.came.load(Ordering::Relaxed));
-    let mut before = first;
+async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Weak<Upload>) {
+    let came = |upload: &Upload| upload.came.load(Ordering::Relaxed);
+    let Some(first) = upload.upgrade().map(|upload| came(&upload)) else { return };
+    let (patience, began, mut before) = (shared.config.progress_timeout(), Instant::now(), first);
     loop {
         tokio::select! {
             biased;
             () = tokio::time::sleep(patience) => {}
             _ = link.connection.closed() => return,
         }
+        // Nothing of it is kept here: its memory is free when nobody needs it any more.
+        let Some(upload) = upload.upgrade() else { return };
         let held = link.held(upload.task).is_some_and(|held| Arc::ptr_eq(&held, &upload));
         if !held || upload.assembly.is_full() {
             return;
         }
-        let came = upload.came.load(Ordering::Relaxed);
+        let came = came(&upload);
         let rate = (came - first) as f64 / began.elapsed().as_secs_f64();
         if came == before || rate < shared.config.min_rate as f64 {
             tracing::warn!(node = %link.node, task = %upload.task, rate, "upload too slow");
@@ -151,14 +159,14 @@ async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Arc<Upload
 }
 
 /// Receives one chunk.
-pub(super) async fn chunk(link: &Arc<Link>, mut stream: RecvStream) {
+pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStream) {
     let header = match timeout(HEADER_TIMEOUT, read_header(&mut stream)).await {
         Ok(Ok(header)) => header,
         Ok(Err(StreamError::Lost(_))) => return,
         Ok(Err(e)) => return link.close(CloseCode::Protocol, &e.to_string()),
         Err(_) => return link.close(CloseCode::Slow, "a chunk's header did not come"),
     };
-    let transfer = header.transfer;
+    let (transfer, over) = (header.transfer, shared.exchange_over());
     let Some(upload) = link.held(TaskId(transfer.0)) else {
         // The task may have ended while the chunk was on its way.
         let _ = stream.stop(VarInt::from_u32(CloseCode::Ok as u32));
@@ -170,10 +178,20 @@ pub(super) async fn chunk(link: &Arc<Link>, mut stream: RecvStream) {
     let count = |bytes: usize| {
         upload.came.fetch_add(bytes as u64, Ordering::Relaxed);
     };
-    let parts = match read_payload(&mut stream, &header, count).await {
-        Ok(parts) => parts,
-        Err(StreamError::Lost(_)) => return,
-        Err(e) => return link.close(CloseCode::Protocol, &e.to_string()),
+    let read = tokio::select! {
+        biased;
+        read = read_payload(&mut stream, &header, count) => Some(read),
+        // Nobody wants the rest, and the memory is for others.
+        () = over => None,
+    };
+    let parts = match read {
+        Some(Ok(parts)) => parts,
+        Some(Err(StreamError::Lost(_))) => return,
+        Some(Err(e)) => return link.close(CloseCode::Protocol, &e.to_string()),
+        None => {
+            let _ = stream.stop(VarInt::from_u32(CloseCode::Ok as u32));
+            return;
+        }
     };
     if let Err(e) = receive::accept(&upload.assembly, header, parts).await {
         tracing::warn!(node = %link.node, task = %upload.task, error = %e, "chunk refused");
