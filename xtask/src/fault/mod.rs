@@ -1,6 +1,7 @@
 //! Suites that break things on purpose: longer forms of what the ordinary tests do in short.
 
 mod fuzz;
+mod simnet;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,8 @@ pub struct Fault {
 enum Suite {
     /// Feed every decoder of the network protocol with arbitrary bytes.
     Fuzz(fuzz::Fuzz),
+    /// Live through simulated federations in which networks and processes fail.
+    Simnet(simnet::Simnet),
 }
 
 impl Fault {
@@ -27,6 +30,7 @@ impl Fault {
     pub fn run(self) -> Result<ExitCode, String> {
         let call = match self.suite {
             Suite::Fuzz(fuzz) => fuzz.call(),
+            Suite::Simnet(simnet) => simnet.call(),
         };
         match call.status()? {
             true => Ok(ExitCode::SUCCESS),

@@ -4,6 +4,7 @@ mod federation;
 mod hostile;
 mod raw;
 mod resume;
+mod simnet;
 mod strangers;
 
 use std::collections::BTreeMap;
