@@ -27,6 +27,7 @@ pub fn check(config: &ExperimentConfig, clients: usize) -> Result<(), Incompatib
     halves(config)?;
     wrappers(&config.strategy)?;
     steps(config)?;
+    corrections(config)?;
     cohort(config, clients)?;
     target(&config.strategy, clients)
 }
@@ -100,6 +101,21 @@ fn steps(config: &ExperimentConfig) -> Result<(), Incompatible> {
         }
         _ => Ok(()),
     }
+}
+
+/// Server and clients of FedDyn add up the same moves, which they do only where nothing of a move is lost for good.
+fn corrections(config: &ExperimentConfig) -> Result<(), Incompatible> {
+    let feddyn = config.strategy.layers().any(|layer| matches!(layer, StrategyConfig::FedDyn(_)));
+    let compression = &config.compression;
+    if feddyn && !compression.up.is_lossless() && !compression.error_feedback {
+        let reason = format!(
+            "`up` is {} without error feedback, and both halves of [strategy] `feddyn` add up what clients change; \
+             expected `error_feedback = true`",
+            compression.up.name()
+        );
+        return refuse("compression", reason);
+    }
+    Ok(())
 }
 
 /// Krum and its kin promise nothing, and refuse, below a number of updates.
@@ -275,6 +291,17 @@ mod tests {
             (pfedme, "kind = 'fednova'", "", &["strategy", "`fednova`", "`pfedme`"]),
             (pfedme, "kind = 'fedavg'", "", &[]),
             (", personal = { kind = 'ditto' }", "kind = 'fednova'", "", &[]),
+        ]);
+    }
+
+    #[test]
+    fn feddyn_loses_nothing_for_good() {
+        let (client, strategy) = (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'feddyn', alpha = 0.1");
+        let lossy = "compression = { up = { kind = 'int8' }, error_feedback = false }";
+        assert_table(&[
+            (client, strategy, "compression = { up = { kind = 'int8' } }", &[]),
+            (client, strategy, lossy, &["compression", "int8", "`feddyn`", "error_feedback"]),
+            ("", "kind = 'fedavg'", lossy, &[]),
         ]);
     }
 

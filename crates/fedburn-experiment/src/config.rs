@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use fedburn::core::CompressionConfig;
 use fedburn::data::datasets::{DatasetConfig, ReduceConfig};
 use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
@@ -57,6 +58,9 @@ pub struct ExperimentConfig {
     pub attack: AttackConfig,
     /// How the run is paced.
     pub server: ServerConfig,
+    /// How models and updates are sent; as 32-bit floats where absent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub compression: CompressionConfig,
     /// When to end before the last round; never where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_stop: Option<EarlyStopConfig>,
@@ -271,6 +275,9 @@ impl ExperimentConfig {
                 );
             }
         }
+        if let Err(error) = self.compression.check() {
+            return refuse("compression", error.to_string());
+        }
         if let TransportConfig::Quic(federation) = &self.transport
             && let Err(error) = federation.network.check()
         {
@@ -345,6 +352,11 @@ impl ExperimentConfig {
         self.expect.clear();
         self
     }
+}
+
+/// Absent from files and hashes of runs that were made before there was such a table.
+fn is_default(compression: &CompressionConfig) -> bool {
+    *compression == CompressionConfig::default()
 }
 
 fn changes(overrides: &[String]) -> Result<Vec<Change>, ConfigError> {

@@ -288,7 +288,7 @@ impl Job<'_> {
         let server = Server::new(pace, transport, experiment.strategy()?, sampler, initial.clone(), run.seeds())?;
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device.clone()).with_threads(workers);
         let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
-        let mut server = server.with_threads(workers);
+        let mut server = server.with_threads(workers).with_compression(config.compression);
         if self.options.serving.is_some() {
             server = server.with_staging(&self.dir);
         }

@@ -206,9 +206,30 @@ fn a_federation_with_memory_of_clients_has_the_bits_of_one_process() {
     has_the_bits_of_one_process(EWWA, "ndarray");
 }
 
+/// Updates lose most of their bits, and clients keep what was lost; the model loses some on its way down.
+fn compressed(config: &str) -> String {
+    let compression = "compression = { up = { kind = \"int4\" }, down = { kind = \"f16\" } }\n";
+    config.to_owned() + compression
+}
+
+#[test]
+fn a_federation_with_codecs_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(&compressed(EWWA), "flex");
+    has_the_bits_of_one_process(&compressed(EWWA), "ndarray");
+}
+
 #[test]
 fn killed_clients_leave_no_trace() {
-    let place = Workplace::new(SCAFFOLD);
+    killed_clients_leave_no_trace_of(SCAFFOLD);
+}
+
+#[test]
+fn killed_clients_lose_nothing_of_what_their_updates_left_out() {
+    killed_clients_leave_no_trace_of(&compressed(SCAFFOLD));
+}
+
+fn killed_clients_leave_no_trace_of(config: &str) {
+    let place = Workplace::new(config);
     let simulated = in_process(&place, "");
     let (mut federation, seed) = (Federation::new(&place, "served", ""), Seed::new(21));
     let mut server = federation.serve();

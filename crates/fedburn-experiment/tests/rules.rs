@@ -19,6 +19,11 @@ fn model_hash(client: &str, evaluation: &str) -> (String, Workplace) {
     (summary["model_hash"].as_str().unwrap().to_owned(), place)
 }
 
+/// The same with this `[compression]`.
+fn compressed(compression: &str) -> String {
+    model_hash("rule = \"sgd\"", &format!(" }}\ncompression = {{ {compression}")).0
+}
+
 #[test]
 fn every_rule_and_wrapper_runs_and_does_something() {
     let plain = model_hash("rule = \"sgd\"", "").0;
@@ -29,10 +34,21 @@ fn every_rule_and_wrapper_runs_and_does_something() {
         "rule = { ntd = {} }, sharpness = { kind = \"sam\" }",
         "sharpness = { kind = \"sam\" }",
         "sharpness = { kind = \"asam\" }",
-        "compression = { kind = \"scaled_sign\" }",
-        "compression = { kind = \"top_k\", share = 0.1 }",
     ] {
         hashes.push(model_hash(client, "").0);
+    }
+    for compression in [
+        "up = { kind = \"f16\" }",
+        "up = { kind = \"bf16\" }",
+        "up = { kind = \"int8\" }",
+        "up = { kind = \"int8\" }, error_feedback = false",
+        "up = { kind = \"int4\" }",
+        "up = { kind = \"scaled_sign\" }",
+        "up = { kind = \"top_k\", ratio = 0.1 }",
+        "down = { kind = \"f16\" }",
+        "down = { kind = \"int8\" }",
+    ] {
+        hashes.push(compressed(compression));
     }
     for client in ["rule = { proximal = { mu = 0.0 } }", "sharpness = { kind = \"asam\", rho = 0.0 }"] {
         assert_eq!(model_hash(client, "").0, plain, "{client}");
@@ -71,7 +87,7 @@ fn both_halves_of_an_algorithm_run_together_or_not_at_all() {
 fn clients_keep_their_state_between_rounds() {
     let run = |rounds: usize| {
         let config = STEADY
-            .replace("rule = \"sgd\"", "compression = { kind = \"top_k\", share = 0.2 }")
+            .replace("holdout = 0.2 }", "holdout = 0.2 }\ncompression = { up = { kind = \"top_k\", ratio = 0.2 } }")
             .replace("rounds = 4, checkpoint_every = 3", &format!("rounds = {rounds}, checkpoint_every = 1"));
         let place = Workplace::new(&config);
         place.succeed("experiment run suite --out out");

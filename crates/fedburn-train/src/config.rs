@@ -6,8 +6,8 @@ use fedburn_data::{Batches, ClientData};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CompressionConfig, FedDynRuleConfig, LocalFedDyn, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd,
-    NtdConfig, PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
+    FedDynRuleConfig, LocalFedDyn, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd, NtdConfig,
+    PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
     SharpnessAwareConfig, TrainModel, TrainingConfigError,
 };
 
@@ -40,9 +40,6 @@ pub struct LocalTrainingConfig {
     /// Sharpness-aware steps, with any rule; plain ones where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharpness: Option<SharpnessAwareConfig>,
-    /// How updates are compressed; not at all where absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compression: Option<CompressionConfig>,
     /// What the client keeps for itself; nothing where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personal: Option<PersonalConfig>,
@@ -116,7 +113,6 @@ impl LocalTrainingConfig {
         Self {
             rule: RuleConfig::Sgd,
             sharpness: None,
-            compression: None,
             personal: None,
             epochs: Some(epochs),
             steps: None,
@@ -190,9 +186,6 @@ impl LocalTrainingConfig {
                 at_least_0("rule.ntd.beta", beta)?;
                 above_0("rule.ntd.tau", tau)?;
             }
-        }
-        if let Some(CompressionConfig::TopK { share }) = self.compression {
-            check("compression.share", share, |v| v > 0.0 && v <= 1.0, "a number in (0, 1]")?;
         }
         match self.sharpness {
             None => Ok(()),
@@ -293,7 +286,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 34] = [
+        let cases: [(&str, Change); 31] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -325,9 +318,6 @@ mod tests {
             ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Sam { rho: -1.0 })),
             ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Asam { rho: f64::NAN, eta: 0.0 })),
             ("sharpness.eta", |c| c.sharpness = Some(SharpnessAwareConfig::Asam { rho: 0.1, eta: -0.1 })),
-            ("compression.share", |c| c.compression = Some(CompressionConfig::TopK { share: 0.0 })),
-            ("compression.share", |c| c.compression = Some(CompressionConfig::TopK { share: 1.1 })),
-            ("compression.share", |c| c.compression = Some(CompressionConfig::TopK { share: f64::NAN })),
         ];
         assert!(valid().build().is_ok());
         for (name, change) in cases {
@@ -374,10 +364,8 @@ mod tests {
             assert_eq!(config.rule, rule);
             assert_eq!(toml::from_str::<LocalTrainingConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
         }
-        let both = "sharpness = { kind = \"asam\" }\ncompression = { kind = \"top_k\" }";
-        let config = parse(both).unwrap();
+        let config = parse("sharpness = { kind = \"asam\" }").unwrap();
         assert_eq!(config.sharpness, Some(SharpnessAwareConfig::Asam { rho: 0.7, eta: 0.2 }));
-        assert_eq!(config.compression, Some(CompressionConfig::TopK { share: 1.0 / 64.0 }));
         for wrong in
             ["rule = \"proximal\"", "rule = { ntd = { mu = 1.0 } }", "sharpness = { kind = \"sam\", eta = 0.1 }"]
         {

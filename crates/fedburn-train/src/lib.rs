@@ -48,7 +48,6 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod central;
-mod compressed;
 mod config;
 mod error;
 mod evaluate;
@@ -63,7 +62,6 @@ mod sharpness;
 mod supervised_client;
 
 pub use central::{CentralEpoch, CentralTraining};
-pub use compressed::{Compressed, CompressionConfig};
 pub use config::{LocalTraining, LocalTrainingConfig, RuleConfig};
 pub use error::{CentralError, Diverged, TrainingConfigError};
 pub use evaluate::{ClassifierEvaluator, evaluate_classifier};

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{Client, ClientId, ClientInfo, ModelFamily, Population, ResamplingClient, TrainError, Worker};
 use fedburn_data::ClientData;
 
-use crate::{Compressed, LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
+use crate::{LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
 
 /// Where clients' examples come from. Asked only for clients that train or evaluate, so that a population may be far
 /// larger than what fits into memory.
@@ -61,7 +61,7 @@ impl ClientDataSource for ClientList {
 /// Makes the rule of one client, without state.
 type NewRule<B, M> = Arc<dyn Fn() -> Box<dyn LocalRule<B, M>> + Send + Sync>;
 
-/// Puts something around a client: compression, an attack, a personal model.
+/// Puts something around a client: an attack, a personal model.
 type Wrapper<B> = Arc<dyn for<'a> Fn(Box<dyn ResamplingClient<B> + 'a>) -> Box<dyn Client<B> + 'a> + Send + Sync>;
 
 /// All clients of a simulation: one model family, one way of training, data on demand. Costs what its source costs,
@@ -138,10 +138,6 @@ impl<B: Backend, F: ModelFamily<B>> Worker<B> for SupervisedWorker<B, F> {
     fn client(&mut self, id: ClientId) -> Result<Box<dyn Client<B> + '_>, TrainError> {
         let data = self.source.local_data(id)?;
         let client = SupervisedClient::<B, F, _>::new(id, data, self.training.clone(), &mut self.resident);
-        let client = (self.wrapper)(Box::new(client.with_rule((self.rule)())));
-        Ok(match self.training.config().compression {
-            Some(compression) => Box::new(Compressed::new(client, compression)),
-            None => client,
-        })
+        Ok((self.wrapper)(Box::new(client.with_rule((self.rule)()))))
     }
 }

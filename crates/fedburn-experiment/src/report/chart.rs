@@ -31,6 +31,8 @@ pub(super) enum Scale {
     Amount,
     /// Any numbers.
     Number,
+    /// Positive amounts by their logarithm to the base 10, shown as themselves.
+    Decades,
 }
 
 /// Points of one kind.
@@ -52,6 +54,8 @@ pub(super) enum Mark {
     Band(Vec<(f64, f64, f64)>),
     /// A dashed horizontal.
     Level(f64),
+    /// A large dot with a whisker: `(x, low, middle, high)`.
+    Dot(f64, f64, f64, f64),
 }
 
 /// Seven colours that stay apart for all common kinds of colour vision: Okabe and Ito, "Color universal design", 2008.
@@ -141,6 +145,13 @@ impl Chart<'_> {
                     let ends = [(x.0, *level), (x.1, *level)];
                     chart.draw_series(DashedLineSeries::new(ends, px(6), px(4), stroke))?;
                 }
+                Mark::Dot(x, low, middle, high) => {
+                    let whisker = finite(&[(*x, *low), (*x, *high)]).collect::<Vec<_>>();
+                    chart.draw_series(LineSeries::new(whisker, stroke))?;
+                    let dot =
+                        finite(&[(*x, *middle)]).map(|at| Circle::new(at, px(5), colour.filled())).collect::<Vec<_>>();
+                    chart.draw_series(dot)?;
+                }
             }
         }
         root.present()
@@ -179,7 +190,7 @@ impl Scale {
             Self::Count => (low - 1.0, high + 1.0),
             Self::Share => ((low - air).clamp(0.0, 0.99), (high + air).clamp(0.01, 1.0)),
             Self::Amount => (0.0, if high > 0.0 { 1.08 * high } else { 1.0 }),
-            Self::Number => (low - air, high + air),
+            Self::Number | Self::Decades => (low - air, high + air),
         })
     }
 
@@ -193,6 +204,12 @@ impl Scale {
             Self::Count => format!("{value:.0}"),
             Self::Share => format!("{:.*} %", digits(100.0 * (high - low)), 100.0 * value),
             Self::Amount | Self::Number => format!("{value:.*}", digits(high - low)),
+            Self::Decades => {
+                // Two digits tell the ticks between powers of ten apart.
+                let value = value.clamp(-300.0, 300.0);
+                let unit = 10f64.powf(value.floor() - 1.0);
+                format!("{:.*}", (1.0 - value.floor()).max(0.0) as usize, unit * (10f64.powf(value) / unit).round())
+            }
         }
     }
 }
@@ -205,6 +222,7 @@ impl Mark {
             }
             Self::Band(points) => points.iter().map(|point| point.0).collect(),
             Self::Level(_) => Vec::new(),
+            Self::Dot(x, ..) => vec![*x],
         }
     }
 
@@ -215,6 +233,7 @@ impl Mark {
             }
             Self::Band(points) => points.iter().flat_map(|&(_, low, high)| [low, high]).collect(),
             Self::Level(level) => vec![*level],
+            Self::Dot(_, low, middle, high) => vec![*low, *middle, *high],
         }
     }
 
@@ -225,6 +244,7 @@ impl Mark {
             Self::Level(_) => 2,
             Self::Line(_) => 3,
             Self::Dashes(_) => 4,
+            Self::Dot(..) => 5,
         }
     }
 }
@@ -253,6 +273,7 @@ fn draw_legend<'a>(area: &Area<'a>, entries: &[(&Series, &str, (i32, i32))]) -> 
                 area.draw(&PathElement::new([(x, y), (x + px(7), y)], stroke))?;
                 area.draw(&PathElement::new([(x + px(11), y), (x + px(18), y)], stroke))?;
             }
+            Mark::Dot(..) => area.draw(&Circle::new((x + px(9), y), px(5), colour.filled()))?,
             Mark::Band(_) => {
                 let corners = [(x, y - px(5)), (x + px(18), y + px(5))];
                 area.draw(&Rectangle::new(corners, colour.mix(0.25).filled()))?;
@@ -292,7 +313,7 @@ mod tests {
 
     #[test]
     fn extreme_points_are_drawn_without_nonsense() {
-        for scale in [Scale::Count, Scale::Share, Scale::Amount, Scale::Number] {
+        for scale in [Scale::Count, Scale::Share, Scale::Amount, Scale::Number, Scale::Decades] {
             for points in [vec![(1.0, 0.0)], vec![(1.0, 1.0), (2.0, 1.0)], vec![(1.0, 1e300), (2.0, f64::INFINITY)]] {
                 let svg = chart(Mark::Line(points), scale).svg(600, 300).unwrap();
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
@@ -310,5 +331,7 @@ mod tests {
         assert_eq!(Scale::Count.tick(2.5, (0.0, 5.0)), "");
         assert_eq!(Scale::Number.tick(0.25, (0.0, 1.0)), "0.2");
         assert_eq!(Scale::Number.tick(-1e-18, (-1.0, 1.0)), "0.0");
+        let decades = [-0.5, 0.0, 0.5, 1.0, 1.5, 2.5].map(|tick| Scale::Decades.tick(tick, (-1.0, 3.0)));
+        assert_eq!(decades, ["0.32", "1.0", "3.2", "10", "32", "320"]);
     }
 }

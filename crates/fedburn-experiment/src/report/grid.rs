@@ -6,7 +6,9 @@ use std::path::Path;
 use super::chart::{Chart, Mark, PALETTE, Scale, Series};
 use super::curves;
 use super::markdown::{HEIGHT, WIDTH, escaped};
-use crate::format::{mean_sd, percent};
+use plotters::style::RGBColor;
+
+use crate::format::{mean_sd, mebibytes, percent};
 use crate::results::{ExperimentResults, ResultsError, SeedResults, SeedStatus};
 use crate::sweep::{Axis, Cell, Choice};
 use crate::{Metric, Spread};
@@ -38,40 +40,67 @@ struct Measure {
     show: fn(f64) -> String,
     /// Which of two values is the better one.
     better: fn(f64, f64) -> f64,
+    /// Left out where it is the same for all.
+    only_if_different: bool,
 }
 
-const MEASURES: [Measure; 5] = [
+const MEASURES: [Measure; 7] = [
     Measure {
         words: "Held-out accuracy after the last round",
         of: |run| Some(run.figures().final_accuracy?.value),
         show: percent,
         better: f64::max,
+        only_if_different: false,
     },
     Measure {
         words: "Held-out accuracy, mean over the last tenth of the measured rounds",
         of: |run| Some(late_accuracy(run)?.mean),
         show: percent,
         better: f64::max,
+        only_if_different: false,
     },
     Measure {
         words: "Standard deviation of the held-out accuracy over the last tenth of the measured rounds",
         of: |run| late_accuracy(run)?.sd,
         show: percent,
         better: f64::min,
+        only_if_different: false,
     },
     Measure {
         words: "What clients use on their own held-out examples, mean over clients",
         of: SeedResults::own_accuracy,
         show: percent,
         better: f64::max,
+        only_if_different: false,
     },
     Measure {
         words: "Largest eigenvalue of the loss's Hessian at the final model",
         of: |run| run.figures().top_eigenvalue,
         show: |value| format!("{value:.2}"),
         better: f64::min,
+        only_if_different: false,
+    },
+    Measure {
+        words: "What clients sent in all",
+        of: |run| Some(run.figures().bytes_up as f64),
+        show: mebibytes,
+        better: f64::min,
+        only_if_different: true,
+    },
+    Measure {
+        words: "What the server sent in all",
+        of: |run| Some(run.figures().bytes_down as f64),
+        show: mebibytes,
+        better: f64::min,
+        only_if_different: true,
     },
 ];
+
+/// How far apart dots are that would lie on each other, in powers of ten.
+const BESIDE: f64 = 0.04;
+
+/// The end of the name of the pictures over what clients sent.
+const TRAFFIC: &str = "traffic.svg";
 
 /// The end of the name of the picture over columns.
 const ACROSS: &str = "clients.svg";
@@ -106,7 +135,7 @@ impl Grid {
             if !table.heading.is_empty() {
                 let _ = write!(page, "\n### {}\n", escaped(&table.heading));
             }
-            for measure in MEASURES.iter().filter(|measure| table.is_measured(measure)) {
+            for measure in MEASURES.iter().filter(|measure| table.shows(measure)) {
                 let _ = write!(page, "\n{}:\n\n{}", measure.words, table.markdown(measure));
             }
             let across = self.picture(index, ACROSS);
@@ -114,10 +143,19 @@ impl Grid {
                 let _ = write!(page, "\n![What clients use on their own held-out examples, by column]({across})\n");
             }
             let prefix = self.picture(index, "");
-            let by_round = pictures.iter().filter(|(name, _)| *name != across);
-            for (name, _) in by_round.filter(|(name, _)| name.starts_with(&prefix)) {
-                let column = name.trim_start_matches(&prefix).trim_end_matches(".svg");
-                let _ = write!(page, "\n![Held-out accuracy by round, mean over seeds: {column}]({name})\n");
+            let others = pictures.iter().filter(|(name, _)| *name != across && name.starts_with(&prefix));
+            for (name, _) in others {
+                let column = name.trim_start_matches(&prefix);
+                let _ = match column.strip_suffix(TRAFFIC) {
+                    Some(column) => {
+                        let column = column.trim_end_matches('-');
+                        write!(page, "\n![Held-out accuracy by what clients sent in all: {column}]({name})\n")
+                    }
+                    None => {
+                        let column = column.trim_end_matches(".svg");
+                        write!(page, "\n![Held-out accuracy by round, mean over seeds: {column}]({name})\n")
+                    }
+                };
             }
         }
         let unfinished: Vec<_> = self.cells.iter().flatten().flat_map(|cell| &cell.seeds).collect();
@@ -128,8 +166,8 @@ impl Grid {
         page
     }
 
-    /// Curves over rounds, a picture for each column of each table, and over columns that are numbers what clients make of
-    /// their models: their path relative to the page, and the SVG.
+    /// Curves over rounds, a picture for each column of each table; where rows sent different amounts, accuracy by amount;
+    /// and over columns that are numbers what clients make of their models: their path relative to the page, and the SVG.
     pub(super) fn pictures(&self) -> Vec<(String, String)> {
         let mut pictures = Vec::new();
         for (index, table) in self.tables().iter().enumerate() {
@@ -141,6 +179,8 @@ impl Grid {
                 let chart = curves::overlay(&series, Metric::Accuracy);
                 let svg = chart.and_then(|chart| chart.svg(WIDTH, HEIGHT));
                 pictures.extend(svg.map(|svg| (self.picture(index, &format!("{name}.svg")), svg)));
+                let svg = traffic(&series).and_then(|chart| chart.svg(WIDTH, HEIGHT));
+                pictures.extend(svg.map(|svg| (self.picture(index, &format!("{name}-{TRAFFIC}")), svg)));
             }
         }
         pictures
@@ -195,8 +235,12 @@ impl Grid {
 }
 
 impl Table<'_> {
-    fn is_measured(&self, measure: &Measure) -> bool {
-        self.cells.iter().flatten().flatten().any(|cell| cell.spread(measure.of).is_some())
+    fn shows(&self, measure: &Measure) -> bool {
+        let mut means = self.cells.iter().flatten().flatten().filter_map(|cell| Some(cell.spread(measure.of)?.mean));
+        match means.next() {
+            Some(first) => !measure.only_if_different || means.any(|mean| mean != first),
+            None => false,
+        }
     }
 
     /// What clients use on their own examples, over columns that are positive numbers, on a logarithmic axis: mean over
@@ -245,6 +289,30 @@ impl Table<'_> {
         }
         table
     }
+}
+
+/// Held-out accuracy after the last round by what clients sent in all, a dot for each row with one standard deviation
+/// over seeds, those that sent the same side by side; `None` where all did, or they are more than can be told apart.
+fn traffic(rows: &[(String, &ExperimentResults)]) -> Option<Chart<'static>> {
+    let at = |results: &ExperimentResults| {
+        let bytes = results.spread(|run| Some(run.figures().bytes_up as f64)).filter(|bytes| bytes.mean > 0.0)?;
+        Some((bytes.mean / f64::from(1 << 20), results.spread(|run| Some(run.figures().final_accuracy?.value))?))
+    };
+    let points: Vec<_> = rows.iter().filter_map(|(name, results)| Some((name, at(results)?))).collect();
+    let different = points.windows(2).any(|pair| pair[0].1.0 != pair[1].1.0);
+    let dot = |(index, colour): (usize, RGBColor)| {
+        let (name, (sent, accuracy)) = &points[index];
+        let before = points[..index].iter().filter(|(_, (other, _))| other == sent).count();
+        let (at, sd) = (sent.log10() + BESIDE * before as f64, accuracy.sd.unwrap_or_default());
+        let mark = Mark::Dot(at, accuracy.mean - sd, accuracy.mean, accuracy.mean + sd);
+        Series { label: Some((*name).clone()), colour, mark }
+    };
+    (different && points.len() <= PALETTE.len()).then(|| Chart {
+        alt: "Held-out accuracy after the last round by what clients sent in all".to_owned(),
+        x: super::chart::Axis { label: "MiB that clients sent in all", scale: Scale::Decades },
+        y: super::chart::Axis { label: "held-out accuracy", scale: Scale::Share },
+        series: (0..points.len()).zip(PALETTE).map(dot).collect(),
+    })
 }
 
 /// A choice as a reader calls it: words without the quotes of TOML.
@@ -322,6 +390,21 @@ mod tests {
         for words in ["alpha=low,high", "alpha=0,1"] {
             assert!(!with_clients(words).markdown().contains(link), "{words}");
         }
+    }
+
+    #[test]
+    fn accuracy_is_drawn_by_what_clients_sent_where_that_differs() {
+        let (same, link) = (grid(vec![axis("codec=f32,f16,int8")]), "](suite/g-0-all-traffic.svg)");
+        assert!(!same.markdown().contains(link) && !same.markdown().contains("sent in all"));
+        let mut grid = same;
+        let smaller = grid.cells[2].iter_mut().flat_map(|cell| &mut cell.seeds).flat_map(|run| &mut run.rounds);
+        smaller.for_each(|row| row.bytes_up /= 4);
+        let page = grid.markdown();
+        assert!(page.contains(link) && page.contains("\nWhat clients sent in all:\n"), "{page}");
+        assert!(!page.contains("What the server sent in all"), "it sent the same to all: {page}");
+        let pictures = grid.pictures();
+        let (_, svg) = pictures.iter().find(|(name, _)| link.contains(name.as_str())).unwrap();
+        assert!(svg.contains("MiB that clients sent") && svg.contains("f32") && svg.contains("int8"), "{svg}");
     }
 
     #[test]

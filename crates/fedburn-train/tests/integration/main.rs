@@ -3,7 +3,6 @@
 
 mod client;
 mod common;
-mod compressed;
 mod corrections;
 mod evaluate;
 mod ntd;
