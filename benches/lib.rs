@@ -1,8 +1,18 @@
 //! What the measuring programs share.
 
+pub mod rounds;
+
 use std::io;
 
-/// Peak resident memory of this process in MiB, as the kernel tells it (`VmHWM`).
+/// Lets [`peak_mib`] begin anew from what is resident now.
+///
+/// # Errors
+/// Where the kernel does not allow it: elsewhere than on Linux.
+pub fn reset_peak() -> io::Result<()> {
+    std::fs::write("/proc/self/clear_refs", "5")
+}
+
+/// Peak resident memory of this process in MiB since its start or [`reset_peak`], as the kernel tells it (`VmHWM`).
 ///
 /// # Errors
 /// Where the kernel does not tell it: elsewhere than on Linux.

@@ -11,21 +11,13 @@
 
 use std::error::Error;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn_flex::{Flex, FlexDevice};
-use fedburn::core::{
-    ClientReport, LocalUpdate, Metrics, Outcome, ParamEntry, ParamKind, ParamSchema, ParamVector, Reply, SideInfo,
-};
-use fedburn::prelude::*;
-use fedburn::runtime::{All, Coordinator, Effect, Input};
-use fedburn::strategies::StrategyConfig;
+use burn_flex::Flex;
+use fedburn::core::SideInfo;
 use fedburn_benches::peak_mib;
-use rand::RngExt;
+use fedburn_benches::rounds::{Rounds, numbers};
 
-const CLIENTS: u64 = 10;
-const VALUES: usize = 10_000_000;
 const ROUNDS: usize = 6;
 
 /// The `[strategy]` tables.
@@ -78,48 +70,21 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Prints seconds a round and MiB.
 fn measure(table: &str, threads: usize) -> Result<(), Box<dyn Error>> {
-    let schema = Arc::new(ParamSchema::new(vec![ParamEntry::new("weight", vec![VALUES], ParamKind::Weight)])?);
-    let vector = |values: Vec<f32>| ParamVector::<Flex>::from_host(values, schema.clone(), &FlexDevice);
-    let config: StrategyConfig = toml::from_str(table)?;
+    let mut rounds = Rounds::of(table, threads)?;
     let controls = table.contains("scaffold");
-    let clients: Vec<_> = (0..CLIENTS).map(|k| ClientInfo { id: ClientId(k), num_examples: 100 + 31 * k }).collect();
-    let global = vector(vec![0.0; VALUES])?;
-    let mut coordinator =
-        Coordinator::new(config.build()?, Box::new(All), global, Seed::new(0), 1).with_threads(threads);
     let mut seconds = Vec::with_capacity(ROUNDS);
-    for round in 0..ROUNDS {
+    for round in 0..ROUNDS as u64 {
         let mut spent = Duration::ZERO;
-        let requests = coordinator.step(Input::Begin(&clients), Duration::ZERO)?;
-        drop(requests);
-        for client in &clients {
-            let numbers = |tag: u64| {
-                let mut rng = Seed::new(tag * 1000 + client.id.0).rng();
-                let values: Vec<f32> = (0..VALUES).map(|_| rng.random_range(-1.0..1.0)).collect();
-                vector(values)
-            };
+        rounds.begin()?;
+        for client in rounds.clients() {
+            let vector = |tag: u64| rounds.vector(numbers(tag * 1000 + client.id.0));
             let mut side = SideInfo::default();
             if controls {
-                side.vectors.insert(SideInfo::<Flex>::CONTROL_DELTA.into(), numbers(1000 + round as u64)?);
+                side.vectors.insert(SideInfo::<Flex>::CONTROL_DELTA.into(), vector(1000 + round)?);
             }
-            let update = LocalUpdate {
-                params: numbers(round as u64)?,
-                num_examples: client.num_examples,
-                side,
-                report: ClientReport { accumulation: Some(20.0), steps: Some(20), class_counts: None },
-                metrics: Metrics::new(),
-            };
-            let outcome = Outcome { client: client.id, reply: Ok(Reply::Trained(update)) };
+            let params = vector(round)?;
             let began = Instant::now();
-            for effect in coordinator.step(Input::Outcome(outcome), Duration::ZERO)? {
-                match effect {
-                    Effect::Close { round, included } if included.len() == clients.len() => {
-                        coordinator.memory().commit(round, &included)?;
-                        coordinator.memory().checkpointed(round)?;
-                    }
-                    Effect::Close { .. } => return Err("an answer was refused".into()),
-                    _ => {}
-                }
-            }
+            rounds.answer(client, params, side)?;
             spent += began.elapsed();
         }
         seconds.push(spent.as_secs_f64());

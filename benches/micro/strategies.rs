@@ -9,20 +9,12 @@
 //! memory on as many threads.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use burn_flex::{Flex, FlexDevice};
 use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_main};
-use fedburn::core::{
-    ClientId, ClientInfo, ClientReport, LocalUpdate, Metrics, Outcome, ParamEntry, ParamKind, ParamSchema, ParamVector,
-    Reply, SideInfo,
-};
-use fedburn::prelude::*;
-use fedburn::runtime::{All, Coordinator, Effect, Input};
-use fedburn::strategies::StrategyConfig;
-use rand::RngExt;
+use fedburn::core::SideInfo;
+use fedburn_benches::rounds::{CLIENTS, Rounds, VALUES, numbers};
 
 /// The `[strategy]` table of each entry, and the vectors of the model's length that its rule reads or writes: every
 /// answer, the global vector where it is read, the next one, state in and out.
@@ -42,33 +34,22 @@ const ENTRIES: &[(&str, u64)] = &[
     ("kind = 'weight_erosion'", CLIENTS + 2),
 ];
 
-const CLIENTS: u64 = 10;
-const VALUES: usize = 10_000_000;
-
 fn rounds(criterion: &mut Criterion) {
-    let schema = ParamSchema::new(vec![ParamEntry::new("weight", vec![VALUES], ParamKind::Weight)]);
-    let schema = Arc::new(schema.expect("one tensor"));
     let answers: Vec<Vec<f32>> = (0..CLIENTS).map(numbers).collect();
-    let clients: Vec<_> = (0..CLIENTS).map(|k| ClientInfo { id: ClientId(k), num_examples: 100 + 31 * k }).collect();
     let mut group = criterion.benchmark_group("strategies");
     group.sample_size(10).warm_up_time(Duration::from_millis(1)).measurement_time(Duration::from_secs(1));
     for threads in [1, 2] {
         let bandwidth = bandwidth(&answers, threads);
         for (table, vectors) in ENTRIES {
             let name = table.split_whitespace().collect::<Vec<_>>().join(" ").replace("kind = ", "").replace('\'', "");
-            let config: StrategyConfig = toml::from_str(table).expect("a table of the catalogue");
             let floor = (vectors * 4 * VALUES as u64) as f64 / bandwidth;
             println!("{name}, {threads} threads: floor {:.1} ms at {:.1} GB/s", floor * 1e3, bandwidth / 1e9);
-            let vector = |values: Vec<f32>| ParamVector::<Flex>::from_host(values, schema.clone(), &FlexDevice);
-            let strategy = config.build().expect("valid settings");
-            let global = vector(vec![0.0; VALUES]).expect("as long as the schema");
-            let mut coordinator =
-                Coordinator::new(strategy, Box::new(All), global, Seed::new(0), 1).with_threads(threads);
+            let mut rounds = Rounds::of(table, threads).expect("a table of the catalogue");
             group.bench_function(BenchmarkId::new(name, threads), |bencher| {
                 bencher.iter_batched(
                     // Answers of its own for each round: the server may use their memory.
-                    || answers.iter().cloned().map(|v| vector(v).expect("as long as the schema")).collect::<Vec<_>>(),
-                    |answers| round(&mut coordinator, &clients, answers),
+                    || answers.clone(),
+                    |answers| round(&mut rounds, answers),
                     BatchSize::PerIteration,
                 );
             });
@@ -77,28 +58,12 @@ fn rounds(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn round(coordinator: &mut Coordinator<Flex>, clients: &[ClientInfo], answers: Vec<ParamVector<Flex>>) {
-    coordinator.step(Input::Begin(clients), Duration::ZERO).expect("a round can begin");
-    for (client, params) in clients.iter().zip(answers) {
-        let update = LocalUpdate {
-            params,
-            num_examples: client.num_examples,
-            side: SideInfo::default(),
-            report: ClientReport::default(),
-            metrics: Metrics::new(),
-        };
-        let outcome = Outcome { client: client.id, reply: Ok(Reply::Trained(update)) };
-        let effects = coordinator.step(Input::Outcome(outcome), Duration::ZERO).expect("a finite mean");
-        for effect in effects {
-            if let Effect::Close { round, included } = effect {
-                assert_eq!(included.len(), clients.len(), "every answer counts");
-                let memory = coordinator.memory();
-                memory
-                    .commit(round, &included)
-                    .and_then(|()| memory.checkpointed(round))
-                    .expect("this process's memory");
-            }
-        }
+fn round(rounds: &mut Rounds, answers: Vec<Vec<f32>>) {
+    rounds.begin().expect("a round can begin");
+    for (client, values) in rounds.clients().into_iter().zip(answers) {
+        // Takes the values as they are, without a copy.
+        let params = rounds.vector(values).expect("as long as the schema");
+        rounds.answer(client, params, SideInfo::default()).expect("a finite mean");
     }
 }
 
@@ -115,11 +80,6 @@ fn bandwidth(vectors: &[Vec<f32>], threads: usize) -> f64 {
         began.elapsed().as_secs_f64()
     };
     (vectors.len() * 4 * VALUES) as f64 / (0..5).map(|_| once()).fold(f64::INFINITY, f64::min)
-}
-
-fn numbers(seed: u64) -> Vec<f32> {
-    let mut rng = Seed::new(seed).rng();
-    (0..VALUES).map(|_| rng.random_range(-1.0f32..1.0)).collect()
 }
 
 criterion_group!(benches, rounds);

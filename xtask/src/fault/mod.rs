@@ -1,6 +1,9 @@
 //! Suites that break things on purpose: longer forms of what the ordinary tests do in short.
 
+mod crowd;
 mod fuzz;
+mod loris;
+mod loss;
 mod simnet;
 
 use std::process::ExitCode;
@@ -16,8 +19,14 @@ pub struct Fault {
 
 #[derive(Subcommand)]
 enum Suite {
+    /// Kill three in ten of a crowd's clients in the middle of their uploads.
+    Crowd(crowd::Crowd),
     /// Feed every decoder of the network protocol with arbitrary bytes.
     Fuzz(fuzz::Fuzz),
+    /// Hold a server up with slow nodes.
+    Loris(loris::Loris),
+    /// Lose packets on the way; needs root, iproute2 and nftables.
+    Loss(loss::Loss),
     /// Live through simulated federations in which networks and processes fail.
     Simnet(simnet::Simnet),
 }
@@ -29,7 +38,10 @@ impl Fault {
     /// Where the suite failed, with the line that repeats it.
     pub fn run(self) -> Result<ExitCode, String> {
         let call = match self.suite {
+            Suite::Crowd(crowd) => crowd.call(),
             Suite::Fuzz(fuzz) => fuzz.call(),
+            Suite::Loris(loris) => loris.call(),
+            Suite::Loss(loss) => loss.call(),
             Suite::Simnet(simnet) => simnet.call(),
         };
         match call.status()? {

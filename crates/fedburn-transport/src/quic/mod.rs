@@ -27,7 +27,7 @@ mod tls;
 mod tuning;
 mod watched;
 
-pub use client::{Joined, QuicClient, join};
+pub use client::{Joined, NodeThread, QuicClient, join};
 pub use config::{ClientConfig, Congestion, QuicConfig};
 pub use error::QuicError;
 pub use identity::{

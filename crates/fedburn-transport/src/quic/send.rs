@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::stream::StreamError;
-use super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};
+use super::tuning::CHUNKS_IN_FLIGHT;
 use crate::wire::limits::MAX_CHUNK_LEN;
 use crate::wire::{
     BlobError, BlobRef, ChunkHeader, Codec, Layout, Manifest, TransferId, VectorPayload, encode_vector, vector_bytes,
@@ -89,12 +89,6 @@ impl Blob {
         }
     }
 
-    /// Chunks that are sent at once: more than the receiver's window holds would only take memory.
-    fn chunks_at_once(&self) -> usize {
-        let chunk_len = self.manifest.layout().chunk_len(0).unwrap_or(1);
-        (TRANSFER_RECEIVE_WINDOW / chunk_len).clamp(1, CHUNKS_IN_FLIGHT) as usize
-    }
-
     /// Header and payload of one chunk; `None` where there is no such chunk.
     pub(crate) fn chunk(&self, transfer: TransferId, index: u32) -> Option<(ChunkHeader, Bytes)> {
         let header = self.manifest.header(transfer, index)?;
@@ -164,7 +158,7 @@ pub(crate) async fn send_chunks(
     let mut waiting = indices.into_iter();
     let mut sending = JoinSet::new();
     loop {
-        while sending.len() < blob.chunks_at_once()
+        while sending.len() < CHUNKS_IN_FLIGHT as usize
             && let Some(index) = waiting.next()
         {
             let (connection, blob) = (connection.clone(), blob.clone());

@@ -112,7 +112,8 @@ pub(crate) async fn read_header(stream: &mut RecvStream) -> Result<ChunkHeader, 
     Ok(ChunkHeader::decode(&bytes)?)
 }
 
-/// Reads exactly the payload that a checked header announces, as it came off the wire, and tells of each part.
+/// Reads exactly the payload that a checked header announces, as it came off the wire, and tells of each part. The
+/// stream counts as open until [`read_end`], so that no more come than are worked on.
 pub(crate) async fn read_payload(
     stream: &mut RecvStream,
     header: &ChunkHeader,
@@ -120,7 +121,8 @@ pub(crate) async fn read_payload(
 ) -> Result<Vec<Bytes>, StreamError> {
     let wrong = |found| ChunkError::Payload { index: header.index, expected: header.len, found };
     let (mut parts, mut found) = (Vec::new(), 0);
-    while let Some(part) = stream.read_chunk(MAX_READ, true).await? {
+    while found < header.len as usize {
+        let Some(part) = stream.read_chunk(MAX_READ, true).await? else { return Err(wrong(found).into()) };
         found += part.bytes.len();
         if found > header.len as usize {
             return Err(wrong(found).into());
@@ -128,9 +130,17 @@ pub(crate) async fn read_payload(
         came(part.bytes.len());
         parts.push(part.bytes);
     }
-    match found == header.len as usize {
-        true => Ok(parts),
-        false => Err(wrong(found).into()),
+    Ok(parts)
+}
+
+/// Reads the end of a chunk's stream, behind which another may be opened.
+pub(crate) async fn read_end(stream: &mut RecvStream, header: &ChunkHeader) -> Result<(), StreamError> {
+    match stream.read_chunk(MAX_READ, true).await? {
+        None => Ok(()),
+        Some(more) => {
+            let (index, expected) = (header.index, header.len);
+            Err(ChunkError::Payload { index, expected, found: expected as usize + more.bytes.len() }.into())
+        }
     }
 }
 

@@ -12,8 +12,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::QuicError;
 use super::config::{ClientConfig, Congestion, MIN_MTU, QuicConfig};
 
-/// Chunks that travel at once on a connection, each on a stream of its own.
-pub(crate) const CHUNKS_IN_FLIGHT: u32 = 8;
+/// Chunks that travel at once on a connection, each on a stream of its own: as many of the largest as the window holds,
+/// since more would only take memory.
+pub(crate) const CHUNKS_IN_FLIGHT: u32 = 4;
 /// Requests that a connection may have open at once, the watch stream included.
 pub(crate) const REQUESTS_IN_FLIGHT: u32 = 16;
 /// What a server takes unread from a node that is not uploading.

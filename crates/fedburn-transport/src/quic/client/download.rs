@@ -9,7 +9,7 @@ use quinn::{Connection, RecvStream, VarInt};
 
 use super::super::blob::Assembly;
 use super::super::receive;
-use super::super::stream::{StreamError, ask, close, read_header, read_payload};
+use super::super::stream::{StreamError, ask, close, read_end, read_header, read_payload};
 use super::connect::{Dialer, on, unexpected};
 use super::failure::Failure;
 use crate::wire::{BlobRef, CloseCode, Extensions, GetChunks, GetManifest, Message, TransferId};
@@ -164,7 +164,7 @@ async fn chunk(downloads: Arc<Downloads>, connection: Connection, mut stream: Re
         if let Err(e) = accepted {
             close(&connection, CloseCode::Protocol, &e.to_string());
         }
-        Ok(())
+        read_end(&mut stream, &header).await
     };
     match received.await {
         Ok(()) | Err(StreamError::Lost(_)) => {}

@@ -35,16 +35,37 @@ use state::End;
 /// # Errors
 /// [`QuicError`]: a setting out of its range, a server that cannot be reached or refuses the node.
 pub fn join(join: &JoinString, identity: NodeIdentity, config: ClientConfig) -> Result<Joined, QuicError> {
-    config.check()?;
-    let thread = EndpointThread::start("quic-node")?;
-    let dialer = Dialer::new(join.clone(), identity, config, Surroundings::machine());
-    let invited = thread.handle().block_on(Invited::by(dialer))?;
-    Ok(Joined { thread, invited })
+    NodeThread::start()?.join(join, identity, config)
+}
+
+/// The thread on which a node sends and receives; several nodes of one process may share it.
+#[derive(Clone)]
+pub struct NodeThread(Arc<EndpointThread>);
+
+impl NodeThread {
+    /// Starts a thread.
+    ///
+    /// # Errors
+    /// Where the system gives none.
+    pub fn start() -> Result<Self, QuicError> {
+        Ok(Self(Arc::new(EndpointThread::start("quic-node")?)))
+    }
+
+    /// As [`join()`], on this thread.
+    ///
+    /// # Errors
+    /// As [`join()`].
+    pub fn join(&self, join: &JoinString, identity: NodeIdentity, config: ClientConfig) -> Result<Joined, QuicError> {
+        config.check()?;
+        let dialer = Dialer::new(join.clone(), identity, config, Surroundings::machine());
+        let invited = self.0.handle().block_on(Invited::by(dialer))?;
+        Ok(Joined { thread: self.0.clone(), invited })
+    }
 }
 
 /// A node that knows what is to be trained.
 pub struct Joined {
-    thread: EndpointThread,
+    thread: Arc<EndpointThread>,
     invited: Invited,
 }
 
@@ -76,7 +97,7 @@ impl Joined {
 /// that refuses the node for good, or stays away for longer than the configuration allows, is the error of every call.
 pub struct QuicClient<B: Backend> {
     node: Node<B>,
-    thread: EndpointThread,
+    thread: Arc<EndpointThread>,
 }
 
 impl<B: Backend> QuicClient<B> {

@@ -165,7 +165,7 @@ async fn serve_streams(link: &Arc<Link>, shared: &Arc<Shared>) -> quinn::Connect
 /// Reads a request, waits for its turn, answers it.
 async fn request(link: Arc<Link>, shared: Arc<Shared>, mut sending: SendStream, receiving: RecvStream) {
     let mut reader = FrameReader::new(receiving);
-    let message = match timeout(REQUEST_TIMEOUT, reader.next()).await {
+    let message = match timeout(REQUEST_TIMEOUT.min(shared.config.progress_timeout()), reader.next()).await {
         Ok(Ok(Some(frame))) => frame.message(),
         Ok(Ok(None)) | Ok(Err(StreamError::Lost(_))) => return,
         Ok(Err(e)) => return link.close(CloseCode::Protocol, &e.to_string()),

@@ -84,6 +84,12 @@ impl ServerEndpoint {
         self.opened.address
     }
 
+    /// Connections that are open or being opened.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.opened.endpoint.open_connections()
+    }
+
     /// As [`Opened::drain`].
     pub(super) fn drain(&self, patience: Duration) {
         self.thread.handle().block_on(self.opened.drain(patience));
@@ -287,7 +293,7 @@ const MAX_INCOMING: usize = 4_096;
 const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 16 << 20;
 /// From so many waiting on, addresses have to be confirmed.
-const MANY_PENDING: usize = 256;
+const MANY_PENDING: usize = 64;
 /// How often the registry is looked at: revoking must work within a second.
 const LOOK: Duration = Duration::from_millis(250);
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(3600);

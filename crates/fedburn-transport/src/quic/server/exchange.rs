@@ -17,6 +17,7 @@ use super::super::send::Blob;
 use super::participation::Participation;
 use super::state::Shared;
 use super::tasks::{Answer, Arrived, ArrivedUpdate, Exchange};
+use super::uploads::Memory;
 use crate::wire::limits::{MAX_NAME, MAX_SIDE_SCALARS, MAX_SIDE_VECTORS};
 use crate::wire::{
     BlobRef, Extensions, Frame, Hash, NamedBlob, TaskId, TaskKind, TaskOffer, codec_features, compression_to_wire,
@@ -39,6 +40,8 @@ pub(in super::super) struct Outcomes<'a, B: Backend> {
     compressed: BTreeMap<ClientId, (Codec, ParamVector<B>)>,
     /// `None` where the timeout is beyond what a clock can hold.
     deadline: Option<Instant>,
+    /// Room for the values that were given out last.
+    taken: Option<Memory>,
 }
 
 impl<'a, B: Backend> Outcomes<'a, B> {
@@ -91,7 +94,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         }
         left_out.iter().for_each(|(node, reason)| shared.leave_out(*node, reason));
         shared.open(exchange, blobs.encoded);
-        Self { shared, schema, device, answers, failed, kept, outstanding, compressed, deadline }
+        Self { shared, schema, device, answers, failed, kept, outstanding, compressed, deadline, taken: None }
     }
 
     fn reply(&self, client: ClientId, arrived: Arrived) -> Result<Reply<B>, ClientFailure> {
@@ -125,6 +128,8 @@ impl<'a, B: Backend> Outcomes<'a, B> {
 
     /// The next outcome, at the latest when the time is over; `None` after the last one.
     pub(in super::super) async fn receive(&mut self) -> Option<Outcome<B>> {
+        // Who asks for the next has done with the last: only then is there room for another.
+        self.taken = None;
         if let Some(failed) = self.failed.pop() {
             return Some(failed);
         }
@@ -149,8 +154,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
             let failure = self.shared.failure().map_or(ClientFailure::TimedOut, failed);
             return Some(Outcome { client: first, reply: Err(failure) });
         };
-        // The values become the round's now.
-        drop(memory);
+        self.taken = memory;
         self.outstanding.remove(&client);
         let reply = reply.and_then(|arrived| self.reply(client, arrived));
         Some(Outcome { client, reply })

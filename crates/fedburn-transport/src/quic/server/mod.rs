@@ -88,9 +88,22 @@ impl<B: Backend> QuicServer<B> {
         device: B::Device,
         files: RunFiles,
     ) -> Result<Self, QuicError> {
+        Self::with_limits(config, identity, plan, schema, device, files, ServerLimits::default())
+    }
+
+    /// As [`QuicServer::start`], within other limits than the protocol's.
+    pub(super) fn with_limits(
+        config: QuicConfig,
+        identity: ServerIdentity,
+        plan: Plan,
+        schema: Arc<ParamSchema>,
+        device: B::Device,
+        files: RunFiles,
+        limits: ServerLimits,
+    ) -> Result<Self, QuicError> {
         let (pin, secret) = identity.pin_and_secret()?;
         let surroundings = Surroundings::machine();
-        let (epoch, limits) = (u64::from_le_bytes(surroundings.random()?), ServerLimits::default());
+        let epoch = u64::from_le_bytes(surroundings.random()?);
         let setup = Setup { config, identity, surroundings, plan, files, epoch, limits };
         let rounds = Rounds::new(setup, schema, device)?;
         let shared = rounds.shared();
@@ -121,6 +134,12 @@ impl<B: Backend> QuicServer<B> {
             true => Ok(()),
             false => Err(QuicError::TimedOut { what: format!("{clients} clients"), seconds: timeout.as_secs() }),
         }
+    }
+
+    /// Connections that are open or being opened.
+    #[cfg(test)]
+    pub(super) fn connections(&self) -> usize {
+        self.endpoint.connections()
     }
 
     /// The nodes that may take part.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::super::QuicConfig;
 use super::super::blob::Assembly;
 use super::super::receive;
-use super::super::stream::{StreamError, read_header, read_payload};
+use super::super::stream::{StreamError, read_end, read_header, read_payload};
 use super::link::{Link, lock};
 use super::state::Shared;
 use crate::wire::{CloseCode, TaskId, TransferId};
@@ -131,15 +131,17 @@ pub(super) async fn begin(
     Some(upload)
 }
 
-/// Cuts off a node that sends nothing, or next to nothing, while it holds a slot.
+/// Lets others have the slot of a node that is too slow for it, and cuts it off where it stays so.
 async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Weak<Upload>) {
     let came = |upload: &Upload| upload.came.load(Ordering::Relaxed);
     let Some(first) = upload.upgrade().map(|upload| came(&upload)) else { return };
-    let (patience, began, mut before) = (shared.config.progress_timeout(), Instant::now(), first);
+    let (began, patience, enough) = (Instant::now(), shared.config.progress_timeout(), shared.config.min_rate as f64);
+    let look = SLOT_LOOK.min(patience);
+    let (mut before, mut moved) = (first, began);
     loop {
         tokio::select! {
             biased;
-            () = tokio::time::sleep(patience) => {}
+            () = tokio::time::sleep(look) => {}
             _ = link.connection.closed() => return,
         }
         // Nothing of it is kept here: its memory is free when nobody needs it any more.
@@ -149,12 +151,19 @@ async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Weak<Uploa
             return;
         }
         let came = came(&upload);
-        let rate = (came - first) as f64 / began.elapsed().as_secs_f64();
-        if came == before || rate < shared.config.min_rate as f64 {
-            tracing::warn!(node = %link.node, task = %upload.task, rate, "upload too slow");
+        let rate = |bytes: u64, since: Duration| bytes as f64 / since.as_secs_f64();
+        if rate(came - before, look) < enough {
+            // It may go on; what it sends is too little to be counted among those who send.
+            upload.release_slot();
+        }
+        if came > before {
+            (before, moved) = (came, Instant::now());
+        }
+        let slow = began.elapsed() >= RATE_GRACE.min(patience) && rate(came - first, began.elapsed()) < enough;
+        if slow || moved.elapsed() >= patience {
+            tracing::warn!(node = %link.node, task = %upload.task, came, "upload too slow");
             return link.close(CloseCode::Slow, "the upload is too slow");
         }
-        before = came;
     }
 }
 
@@ -195,7 +204,11 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
     };
     if let Err(e) = receive::accept(&upload.assembly, header, parts).await {
         tracing::warn!(node = %link.node, task = %upload.task, error = %e, "chunk refused");
-        link.close(CloseCode::Protocol, &e.to_string());
+        return link.close(CloseCode::Protocol, &e.to_string());
+    }
+    match read_end(&mut stream, &header).await {
+        Ok(()) | Err(StreamError::Lost(_)) => {}
+        Err(e) => link.close(CloseCode::Protocol, &e.to_string()),
     }
 }
 
@@ -203,5 +216,9 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
 const MEMORY_UNIT: u64 = 64 << 10;
 /// How often somebody who waits for memory looks for updates whose nodes went away.
 const MEMORY_LOOK: Duration = Duration::from_millis(500);
+/// How often somebody who holds a slot is looked at.
+const SLOT_LOOK: Duration = Duration::from_secs(1);
+/// Time from which on the average rate of an upload counts.
+const RATE_GRACE: Duration = Duration::from_secs(10);
 /// Time for a chunk's header once its stream was opened.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);

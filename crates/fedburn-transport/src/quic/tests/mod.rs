@@ -1,7 +1,10 @@
 //! Server and nodes on loopback, real sockets and TLS; and nodes that do not keep to the rules.
 
+mod crowd;
 mod federation;
 mod hostile;
+mod loris;
+mod member;
 mod raw;
 mod resume;
 mod simnet;
@@ -22,6 +25,7 @@ use fedburn_core::{
 use fedburn_testkit::{EchoPopulation, vector};
 
 use super::*;
+use crate::wire::ServerLimits;
 
 /// A server in a directory of its own.
 struct Site {
@@ -29,13 +33,14 @@ struct Site {
     schema: Arc<ParamSchema>,
     config: QuicConfig,
     keep_answers: bool,
+    limits: ServerLimits,
 }
 
 impl Site {
     fn new(schema: Arc<ParamSchema>) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = QuicConfig { listen, ..QuicConfig::default() };
-        Self { dir: tempfile::tempdir().unwrap(), schema, config, keep_answers: false }
+        Self { dir: tempfile::tempdir().unwrap(), schema, config, keep_answers: false, limits: ServerLimits::default() }
     }
 
     fn plan(&self) -> Plan {
@@ -52,7 +57,7 @@ impl Site {
         let identity = ServerIdentity::open(&self.dir.path().join("server")).unwrap();
         let files = RunFiles { keep_answers: self.keep_answers, ..RunFiles::new(self.dir.path(), RoundIndex(resumed)) };
         let (config, schema) = (self.config.clone(), self.schema.clone());
-        QuicServer::start(config, identity, self.plan(), schema, device, files).unwrap()
+        QuicServer::with_limits(config, identity, self.plan(), schema, device, files, self.limits).unwrap()
     }
 
     fn server(&self) -> QuicServer<Flex> {
