@@ -153,39 +153,45 @@ impl RoundsCsv {
 
 impl Observer for RoundsCsv {
     fn on_event(&mut self, event: &Event) -> ControlFlow<StopReason> {
-        match event {
-            Event::RoundCommitted { round, updates, failures, metrics, bytes_down, bytes_up, seconds } => {
-                self.write(RoundRow {
-                    round: *round,
-                    updates: *updates,
-                    failures: *failures,
-                    train_loss: metrics.get(Metrics::TRAIN_LOSS),
-                    loss: None,
-                    accuracy: None,
-                    bytes_down: *bytes_down,
-                    bytes_up: *bytes_up,
-                    seconds: *seconds,
-                })
-            }
-            Event::RoundAbandoned { round, failures, bytes_down, bytes_up, seconds, .. } => self.write(RoundRow {
+        match RoundRow::after(self.last.as_ref().map(|(row, _)| row), event) {
+            Some(row) => self.write(row),
+            None => self.outcome.after(|| Ok(())),
+        }
+    }
+}
+
+impl RoundRow {
+    /// The row that `event` begins, or completes where `last` is of the same round; `None` where it tells nothing of a
+    /// row.
+    pub fn after(last: Option<&Self>, event: &Event) -> Option<Self> {
+        Some(match event {
+            Event::RoundCommitted { round, updates, failures, metrics, bytes_down, bytes_up, seconds } => Self {
+                round: *round,
+                updates: *updates,
+                failures: *failures,
+                train_loss: metrics.get(Metrics::TRAIN_LOSS),
+                loss: None,
+                accuracy: None,
+                bytes_down: *bytes_down,
+                bytes_up: *bytes_up,
+                seconds: *seconds,
+            },
+            Event::RoundAbandoned { round, failures, bytes_down, bytes_up, seconds, .. } => Self {
                 round: *round,
                 failures: *failures,
                 bytes_down: *bytes_down,
                 bytes_up: *bytes_up,
                 seconds: *seconds,
-                ..RoundRow::default()
-            }),
-            Event::Evaluated { round, metrics } => {
-                let known = self.last.as_ref().map(|(row, _)| row).filter(|row| row.round == *round).cloned();
-                self.write(RoundRow {
-                    round: *round,
-                    loss: metrics.get(Metrics::LOSS),
-                    accuracy: metrics.get(Metrics::ACCURACY),
-                    ..known.unwrap_or_default()
-                })
-            }
-            _ => self.outcome.after(|| Ok(())),
-        }
+                ..Self::default()
+            },
+            Event::Evaluated { round, metrics } => Self {
+                round: *round,
+                loss: metrics.get(Metrics::LOSS),
+                accuracy: metrics.get(Metrics::ACCURACY),
+                ..last.filter(|row| row.round == *round).cloned().unwrap_or_default()
+            },
+            _ => return None,
+        })
     }
 }
 

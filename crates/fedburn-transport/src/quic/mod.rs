@@ -19,6 +19,7 @@ mod restart;
 mod runtime;
 mod send;
 mod server;
+mod status;
 mod stream;
 mod surroundings;
 #[cfg(test)]
@@ -32,6 +33,8 @@ pub use config::{ClientConfig, Congestion, QuicConfig};
 pub use error::QuicError;
 pub use identity::{
     IdentityError, JoinString, NodeId, NodeIdentity, NodeRecord, NodeRegistry, ServerIdentity, ServerRecord, Standing,
+    page_token,
 };
 pub use plan::Plan;
-pub use server::{QuicServer, RunFiles};
+pub use server::{NetworkWatch, QuicServer, RunFiles};
+pub use status::{Declined, NetworkStatus, NodeStatus, Traffic, Usage};

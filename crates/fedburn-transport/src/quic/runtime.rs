@@ -43,6 +43,13 @@ impl EndpointThread {
 
 impl Drop for EndpointThread {
     fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl EndpointThread {
+    /// Ends whatever lives on the thread, where it is.
+    pub(crate) fn end(&mut self) {
         if let Some(stop) = self.stop.take() {
             // The thread has ended already where nobody listens.
             let _ = stop.send(());

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -147,13 +148,15 @@ impl AsRef<[u8]> for Chunk {
     }
 }
 
-/// Sends chunks of a blob in this order, some at a time. Each part of them must go within `progress`.
+/// Sends chunks of a blob in this order, some at a time. Each part of them must go within `progress`; `tally` counts the
+/// payload's bytes as they go.
 pub(crate) async fn send_chunks(
     connection: &Connection,
     blob: &Arc<Blob>,
     transfer: TransferId,
     indices: impl IntoIterator<Item = u32>,
     progress: Duration,
+    tally: &Arc<AtomicU64>,
 ) -> Result<(), StreamError> {
     let mut waiting = indices.into_iter();
     let mut sending = JoinSet::new();
@@ -161,10 +164,10 @@ pub(crate) async fn send_chunks(
         while sending.len() < CHUNKS_IN_FLIGHT as usize
             && let Some(index) = waiting.next()
         {
-            let (connection, blob) = (connection.clone(), blob.clone());
+            let (connection, blob, tally) = (connection.clone(), blob.clone(), tally.clone());
             sending.spawn(async move {
                 match cut(blob, transfer, index).await {
-                    Some((header, payload)) => send_chunk(&connection, &header, payload, progress).await,
+                    Some((header, payload)) => send_chunk(&connection, &header, payload, progress, &tally).await,
                     None => Ok(()),
                 }
             });
@@ -191,6 +194,7 @@ async fn send_chunk(
     header: &ChunkHeader,
     payload: Bytes,
     progress: Duration,
+    tally: &AtomicU64,
 ) -> Result<(), StreamError> {
     let within = |_| StreamError::Slow;
     let mut stream = timeout(progress, connection.open_uni()).await.map_err(within)??;
@@ -198,7 +202,9 @@ async fn send_chunk(
     let mut rest = payload;
     while !rest.is_empty() {
         let part = rest.split_to(rest.len().min(WRITE_PART));
+        let len = part.len() as u64;
         timeout(progress, stream.write_chunk(part)).await.map_err(within)??;
+        tally.fetch_add(len, Ordering::Relaxed);
     }
     let _ = stream.finish();
     Ok(())

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use quinn::ConnectionError;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -84,6 +85,20 @@ pub(crate) fn client(
     config.resumption = Resumption::disabled();
     QuicClientConfig::try_from(config).map_err(tls)
 }
+
+/// Why a connection could not be made, with what to do where a certificate's time is the reason.
+pub(crate) fn explained(error: &ConnectionError) -> String {
+    let reason = error.to_string();
+    let over = matches!(error, ConnectionError::TransportError(e) if u64::from(e.code) == EXPIRED)
+        || matches!(error, ConnectionError::ConnectionClosed(e) if u64::from(e.error_code) == EXPIRED);
+    match over {
+        true => format!("{reason}: the certificate is over, or the clock of one side is wrong"),
+        false => reason,
+    }
+}
+
+/// TLS's alert for a certificate that holds no longer, or not yet (RFC 8446, section 6), as QUIC numbers it.
+const EXPIRED: u64 = 0x100 + 45;
 
 fn tls(error: impl ToString) -> QuicError {
     QuicError::Tls { reason: error.to_string() }

@@ -116,8 +116,9 @@ pub(crate) fn socket(address: SocketAddr) -> Result<UdpSocket, QuicError> {
         tracing::warn!(
             receive,
             send,
-            "small UDP buffers: packets will be lost when many nodes come at once; \
-             raise them with `sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608`"
+            advice = "packets will be lost when many nodes come at once; \
+                      raise them with `sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608`",
+            "socket.small_buffers"
         );
     }
     Ok(socket.into())

@@ -145,7 +145,7 @@ async fn send_missing(
         return Err(QuicError::Protocol { reason }.into());
     }
     let progress = Duration::from_secs(shared.dialer.config().progress_timeout_secs);
-    let sent = send_chunks(&live.connection, blob, task.into(), have.missing(), progress).await;
+    let sent = send_chunks(&live.connection, blob, task.into(), have.missing(), progress, &Arc::default()).await;
     sent.map_err(|error| on(&live.connection, error.into()))
 }
 

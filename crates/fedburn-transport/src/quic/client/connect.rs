@@ -87,7 +87,7 @@ impl Dialer {
         let clock = Duration::from_millis(welcome.server_time);
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         if now.abs_diff(clock) > CLOCK_TOLERANCE {
-            tracing::warn!(ours = ?now, theirs = ?clock, "the clocks of node and server differ: certificates may not hold");
+            tracing::warn!(ours = ?now, theirs = ?clock, "node.clock_off");
         }
         self.renew_if_due(&connection).await;
         Ok((connection, welcome))
@@ -157,7 +157,7 @@ impl Dialer {
         };
         match renewed.await {
             Ok(()) => tracing::info!("node.certificate_renewed"),
-            Err(failure) => tracing::warn!(?failure, "the node's certificate could not be renewed"),
+            Err(failure) => tracing::warn!(?failure, "node.certificate_not_renewed"),
         }
     }
 

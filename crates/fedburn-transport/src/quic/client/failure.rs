@@ -72,10 +72,16 @@ pub(super) fn of_connection(error: &ConnectionError) -> Failure {
             refused("the server speaks no version of QUIC that this one does".to_owned())
         }
         ConnectionError::ConnectionClosed(close) => match alert(u64::from(close.error_code)) {
+            Some(OVER) => refused(
+                "the server takes this node's certificate for expired: one of the two clocks is wrong, or the node was \
+                 away for so long that it has to enrol again (delete its node.pem)"
+                    .to_owned(),
+            ),
             Some(meaning) => refused(format!("by the server: {meaning}")),
             None => Failure::Passing(error.to_string()),
         },
         ConnectionError::TransportError(e) => match alert(u64::from(e.code)) {
+            Some(OVER) => refused(format!("the server's certificate is over, or this machine's clock is wrong ({e})")),
             Some(meaning) => refused(format!("the server is not the one of the join string: {meaning} ({e})")),
             None => Failure::Passing(error.to_string()),
         },
@@ -89,7 +95,7 @@ fn alert(code: u64) -> Option<&'static str> {
         42 => Some("bad certificate"),
         43 => Some("unsupported certificate"),
         44 => Some("certificate revoked"),
-        45 => Some("certificate expired"),
+        45 => Some(OVER),
         46 => Some("certificate unknown"),
         48 => Some("unknown authority"),
         49 => Some("access denied"),
@@ -100,3 +106,6 @@ fn alert(code: u64) -> Option<&'static str> {
         _ => None,
     }
 }
+
+/// What TLS says of a certificate that holds no longer, or not yet.
+const OVER: &str = "certificate expired";

@@ -75,6 +75,14 @@ impl Joined {
         &self.invited.plan
     }
 
+    /// Leaves, and tells the server why: the data's owner does not permit the plan.
+    ///
+    /// # Errors
+    /// [`QuicError`]: the server could not be told.
+    pub fn decline(self, reason: &str) -> Result<(), QuicError> {
+        self.thread.handle().block_on(self.invited.decline(reason))
+    }
+
     /// Tells the server which clients the node is, sorted by id, and how many examples each has; models come to
     /// `device`.
     ///

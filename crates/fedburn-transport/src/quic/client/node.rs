@@ -57,6 +57,19 @@ impl Invited {
         }
     }
 
+    /// Connects once more to tell the server why the node will not take part.
+    pub(in super::super) async fn decline(self, reason: &str) -> Result<(), QuicError> {
+        let connected = self.dialer.connect().await;
+        let (connection, _) = connected.map_err(|failure| match failure {
+            Failure::Lasting(error) => error,
+            Failure::Passing(reason) => QuicError::Unreachable { server: self.dialer.server(), reason },
+            Failure::Superseded => QuicError::Refused { reason: "the run is over".to_owned() },
+        })?;
+        close(&connection, CloseCode::Declined, reason);
+        self.dialer.hang_up().await;
+        Ok(())
+    }
+
     /// Tells the server which clients the node is, and keeps it connected from then on.
     pub(in super::super) async fn start<B: Backend>(
         self,

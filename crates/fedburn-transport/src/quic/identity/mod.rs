@@ -13,12 +13,13 @@ mod node;
 mod operator;
 mod registry;
 mod server;
+mod stamp;
 
 pub use error::IdentityError;
 pub use join::JoinString;
 pub use keys::NodeId;
 pub use node::NodeIdentity;
-pub use operator::ServerRecord;
+pub use operator::{ServerRecord, page_token};
 pub use registry::{NodeRecord, NodeRegistry, Standing};
 pub use server::ServerIdentity;
 

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use fedburn_durable as durable;
-
 use super::authority::{read_certificates, validity};
 use super::keys::to_base32;
 use super::node::spki_hash;
-use super::{IdentityError, NodeId, ServerIdentity};
+use super::server::{make_private_directory, open_secret};
+use super::{IdentityError, JoinString, NodeId, ServerIdentity};
 
 /// A server's identity as its operator sees it.
 ///
@@ -54,19 +53,24 @@ impl ServerRecord {
         record().ok_or_else(|| IdentityError::content(&path, "is no certificate of a server"))
     }
 
-    /// Makes another certificate for the server and another secret for join strings. A server that runs keeps the old
-    /// ones until it is started again; nodes that have enrolled stay what they are.
+    /// Makes another certificate for the server and another secret for join strings. A server that runs has the new ones
+    /// within a second; nodes that have enrolled stay what they are.
     ///
     /// # Errors
     /// [`IdentityError`].
     pub fn renew(dir: &Path) -> Result<Self, IdentityError> {
         Self::of(dir)?;
-        for name in [CERTIFICATE, SECRET] {
-            let path = dir.join(name);
-            durable::unless_missing(std::fs::remove_file(&path)).map_err(|e| IdentityError::file(&path, e))?;
-        }
-        ServerIdentity::open(dir)?;
+        ServerIdentity::open(dir)?.renew_own()?;
         Self::of(dir)
+    }
+
+    /// The join string of the server in `dir`, which nodes reach at `host` and `port`.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    pub fn join_string(dir: &Path, host: &str, port: u16) -> Result<JoinString, IdentityError> {
+        let (pin, secret) = ServerIdentity::open(dir)?.pin_and_secret()?;
+        Ok(JoinString::new(host.to_owned(), port, pin, secret))
     }
 
     /// How long the certificate is still good, in seconds; 0 where it is over.
@@ -76,6 +80,18 @@ impl ServerRecord {
     }
 }
 
+/// The token of the server's page, 52 characters, made at the first time together with the server's directory `dir`; the
+/// file can be read by its owner only.
+///
+/// # Errors
+/// [`IdentityError`].
+pub fn page_token(dir: &Path) -> Result<String, IdentityError> {
+    make_private_directory(dir)?;
+    Ok(to_base32(&open_secret(&dir.join(PAGE_TOKEN))?))
+}
+
+/// The secret of the server's page.
+const PAGE_TOKEN: &str = "page.token";
 /// The server's certificate and the authority's.
 pub(super) const CERTIFICATE: &str = "server.pem";
 /// The secret of the join string.

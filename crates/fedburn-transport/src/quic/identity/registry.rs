@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use fedburn_durable::{self as durable, Access};
 use serde::{Deserialize, Serialize};
 
+use super::stamp::{Stamp, stamp};
 use super::{IdentityError, NodeId};
 
 /// Whether a node may take part.
@@ -32,7 +33,7 @@ impl fmt::Display for Standing {
 }
 
 /// A node that the registry knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeRecord {
     /// Who it is.
     pub node: NodeId,
@@ -40,6 +41,8 @@ pub struct NodeRecord {
     pub standing: Standing,
     /// When that was decided, in seconds since 1970.
     pub since: u64,
+    /// Why it did not take part when it was last here, in its owner's words.
+    pub declined: Option<String>,
 }
 
 /// The nodes that a server knows, kept in one file.
@@ -73,15 +76,13 @@ struct Known {
     stamp: Option<Stamp>,
 }
 
-/// What differs between two versions of the file: when it was written, its length, and which file it is, since two
-/// writes may come within one tick of the file system's clock.
-type Stamp = (SystemTime, u64, u64);
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
     standing: Standing,
     since: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    declined: Option<String>,
 }
 
 impl NodeRegistry {
@@ -97,8 +98,12 @@ impl NodeRegistry {
 
     /// Every node that was ever admitted or revoked, sorted by its identity.
     pub fn list(&self) -> Vec<NodeRecord> {
-        let record =
-            |(node, entry): (&NodeId, &Entry)| NodeRecord { node: *node, standing: entry.standing, since: entry.since };
+        let record = |(node, entry): (&NodeId, &Entry)| NodeRecord {
+            node: *node,
+            standing: entry.standing,
+            since: entry.since,
+            declined: entry.declined.clone(),
+        };
         self.lock().nodes.iter().map(record).collect()
     }
 
@@ -133,16 +138,37 @@ impl NodeRegistry {
         Ok(())
     }
 
+    /// Why the node did not take part when it was last here.
+    pub(crate) fn declined(&self, node: NodeId) -> Option<String> {
+        self.lock().nodes.get(&node)?.declined.clone()
+    }
+
+    /// Keeps why a node does not take part, or that it does.
+    pub(crate) fn note_declined(&self, node: NodeId, reason: Option<String>) -> Result<(), IdentityError> {
+        self.change(|nodes, now| {
+            let entry = nodes.entry(node).or_insert(Entry { standing: Standing::Allowed, since: now, declined: None });
+            entry.declined = reason;
+        })
+    }
+
     fn set(&self, node: NodeId, standing: Standing) -> Result<(), IdentityError> {
+        self.change(|nodes, now| {
+            if nodes.get(&node).is_none_or(|entry| entry.standing != standing) {
+                nodes.insert(node, Entry { standing, since: now, declined: None });
+            }
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<NodeId, Entry>, u64)) -> Result<(), IdentityError> {
         let path = &self.0.path;
         let lock_path = path.with_extension("lock");
         let lock = File::create(&lock_path).and_then(|file| file.lock().map(|()| file));
         // Held until the end: the server and a command may write at the same time.
         let _lock = lock.map_err(|e| IdentityError::file(&lock_path, e))?;
         let mut nodes = self.read()?;
-        let since = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs());
-        if nodes.get(&node).is_none_or(|entry| entry.standing != standing) {
-            nodes.insert(node, Entry { standing, since });
+        let before = nodes.clone();
+        change(&mut nodes, SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_secs()));
+        if nodes != before {
             let text = serde_json::to_vec_pretty(&nodes).map_err(|e| IdentityError::content(path, e))?;
             durable::replace(path, &text, Access::Owner).map_err(|e| IdentityError::file(path, e))?;
         }
@@ -160,12 +186,7 @@ impl NodeRegistry {
     }
 
     fn stamp(&self) -> Result<Option<Stamp>, IdentityError> {
-        #[cfg(unix)]
-        let number = |m: &fs::Metadata| std::os::unix::fs::MetadataExt::ino(m);
-        #[cfg(not(unix))]
-        let number = |_: &fs::Metadata| 0;
-        let stamp = fs::metadata(&self.0.path).and_then(|m| Ok(Some((m.modified()?, m.len(), number(&m)))));
-        durable::unless_missing(stamp).map_err(|e| IdentityError::file(&self.0.path, e))
+        stamp(&self.0.path)
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
@@ -17,6 +17,7 @@ use super::enrol::{self, ChannelBinding};
 use super::keys::{PrivateKey, from_base32, to_base32};
 use super::node::spki_hash;
 use super::operator::{CERTIFICATE, SECRET};
+use super::stamp::{Stamp, stamp};
 use super::{IdentityError, NodeId, NodeRegistry, Standing};
 
 /// What a server is and whom it admits.
@@ -44,8 +45,11 @@ pub struct ServerIdentity {
 struct Enrolment {
     authority: Authority,
     key: PrivateKey,
-    secret: [u8; 32],
+    secret: Mutex<[u8; 32]>,
+    secret_path: PathBuf,
     leaf_path: PathBuf,
+    /// Of the certificate and the secret that are in force.
+    stamps: Mutex<[Option<Stamp>; 2]>,
 }
 
 impl ServerIdentity {
@@ -59,11 +63,14 @@ impl ServerIdentity {
         make_private_directory(dir)?;
         let authority = Authority::open(dir)?;
         let key = PrivateKey::open(&dir.join("server.key"))?;
-        let leaf_path = dir.join(CERTIFICATE);
-        let enrolment = Enrolment { secret: open_secret(&dir.join(SECRET))?, authority, key, leaf_path };
+        let (leaf_path, secret_path) = (dir.join(CERTIFICATE), dir.join(SECRET));
+        let secret = Mutex::new(open_secret(&secret_path)?);
+        let enrolment = Enrolment { authority, key, secret, secret_path, leaf_path, stamps: Mutex::default() };
+        let chain = enrolment.chain()?;
+        *lock(&enrolment.stamps) = enrolment.stamps()?;
         Ok(Self {
             key: enrolment.key.to_der(),
-            chain: Mutex::new(enrolment.chain()?),
+            chain: Mutex::new(chain),
             root: enrolment.authority.certificate().clone(),
             enrolment: Some(enrolment),
             nodes: NodeRegistry::open(dir)?,
@@ -89,6 +96,11 @@ impl ServerIdentity {
         Ok(Self { key, chain: Mutex::new(chain), root, enrolment: None, nodes: NodeRegistry::open(dir)? })
     }
 
+    /// Makes another certificate and another secret for join strings.
+    pub(super) fn renew_own(&self) -> Result<(), IdentityError> {
+        self.enrolment.as_ref().map_or(Ok(()), Enrolment::renew)
+    }
+
     /// The nodes that may take part.
     pub fn nodes(&self) -> &NodeRegistry {
         &self.nodes
@@ -98,7 +110,7 @@ impl ServerIdentity {
     pub(crate) fn pin_and_secret(&self) -> Result<([u8; 32], Option<[u8; 32]>), IdentityError> {
         let unreadable = || IdentityError::Make { what: "join string", reason: "authority unreadable".to_owned() };
         let pin = spki_hash(&self.root).ok_or_else(unreadable)?;
-        Ok((pin, self.enrolment.as_ref().map(|e| e.secret)))
+        Ok((pin, self.enrolment.as_ref().map(|e| *lock(&e.secret))))
     }
 
     /// What nobody else has: other keys are derived from it.
@@ -113,9 +125,22 @@ impl ServerIdentity {
         Ok(roots)
     }
 
+    /// Whether an operator renewed certificate and secret, which are then the new ones.
+    pub(crate) fn refresh(&self) -> Result<bool, IdentityError> {
+        let Some(enrolment) = &self.enrolment else { return Ok(false) };
+        let stamps = enrolment.stamps()?;
+        if *lock(&enrolment.stamps) == stamps || stamps.contains(&None) {
+            return Ok(false);
+        }
+        *lock(&enrolment.secret) = open_secret(&enrolment.secret_path)?;
+        *lock(&self.chain) = enrolment.chain()?;
+        *lock(&enrolment.stamps) = stamps;
+        Ok(true)
+    }
+
     /// What TLS shows, renewed where it is time.
     pub(crate) fn certified_key(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, IdentityError> {
-        let mut chain = self.chain.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chain = lock(&self.chain);
         if let Some(enrolment) = &self.enrolment
             && wants_renewal(&chain[0], SystemTime::now())
         {
@@ -134,7 +159,7 @@ impl ServerIdentity {
     ) -> Result<(NodeId, Vec<CertificateDer<'static>>), IdentityError> {
         let refused = IdentityError::Enrolment { reason: "this server's certificates are made by its operator" };
         let enrolment = self.enrolment.as_ref().ok_or(refused)?;
-        enrol::verify_mac(&enrolment.secret, request, channel, mac)?;
+        enrol::verify_mac(&lock(&enrolment.secret), request, channel, mac)?;
         let (node, chain) = enrolment.certify(request, channel)?;
         // Enrolling again does not undo a revocation: the secret outlives many nodes.
         if self.nodes.standing(node) == Some(Standing::Revoked) {
@@ -177,6 +202,18 @@ impl fmt::Debug for ServerIdentity {
 }
 
 impl Enrolment {
+    fn stamps(&self) -> Result<[Option<Stamp>; 2], IdentityError> {
+        Ok([stamp(&self.leaf_path)?, stamp(&self.secret_path)?])
+    }
+
+    /// Another certificate and another secret, each written over the last one.
+    pub(super) fn renew(&self) -> Result<(), IdentityError> {
+        self.issue()?;
+        let secret = draw_secret(&self.secret_path)?;
+        *lock(&self.secret) = secret;
+        Ok(())
+    }
+
     /// The server's certificate and the authority's; a new one is made and kept where there is none or it is old.
     fn chain(&self) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let node = self.key.node_id();
@@ -190,7 +227,12 @@ impl Enrolment {
         if ours(&kept) {
             return Ok(kept);
         }
-        let leaf = self.authority.issue(self.key.pair(), node, Role::Server)?;
+        self.issue()
+    }
+
+    /// A new certificate, kept.
+    fn issue(&self) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let leaf = self.authority.issue(self.key.pair(), self.key.node_id(), Role::Server)?;
         let chain = vec![leaf, self.authority.certificate().clone()];
         write_certificates(&self.leaf_path, &chain)?;
         Ok(chain)
@@ -208,6 +250,11 @@ impl Enrolment {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(super) fn make_private_directory(dir: &Path) -> Result<(), IdentityError> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
@@ -216,11 +263,15 @@ pub(super) fn make_private_directory(dir: &Path) -> Result<(), IdentityError> {
     builder.create(dir).map_err(|e| IdentityError::file(dir, e))
 }
 
-fn open_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
+pub(super) fn open_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
     let text = durable::unless_missing(std::fs::read_to_string(path)).map_err(|e| IdentityError::file(path, e))?;
     if !text.is_empty() {
         return from_base32(text.trim()).ok_or_else(|| IdentityError::content(path, "is not 52 characters of base32"));
     }
+    draw_secret(path)
+}
+
+fn draw_secret(path: &Path) -> Result<[u8; 32], IdentityError> {
     let mut secret = [0; 32];
     let drawn = SystemRandom::new().fill(&mut secret);
     drawn.map_err(|_| IdentityError::Make { what: "secret", reason: "no randomness".to_owned() })?;

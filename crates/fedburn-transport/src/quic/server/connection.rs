@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::super::NodeId;
 use super::super::identity::enrol::{CHANNEL_LABEL, ChannelBinding};
-use super::super::stream::{FrameReader, StreamError, close, send};
+use super::super::stream::{FrameReader, StreamError, send};
 use super::endpoint::{Door, Guest};
-use super::link::Link;
+use super::link::{Link, Said};
 use super::state::Shared;
 use super::{requests, uploads, watch};
 use crate::wire::limits::MINOR;
@@ -21,17 +21,18 @@ use crate::wire::{CloseCode, Der, Enrolled, Extensions, Message, Refusal, Refuse
 pub(super) async fn serve(connection: Connection, shared: Arc<Shared>, door: Arc<Door>) {
     let Some(node) = peer(&connection) else {
         let Some(_place) = door.enter(Guest::Stranger(connection.remote_address().ip()), &connection) else {
-            return close(&connection, CloseCode::Limit, "too many connections");
+            return shared.counters.close(&connection, CloseCode::Limit, "too many connections");
         };
         return serve_stranger(&connection, &shared).await;
     };
     if !shared.identity.admits(node) {
-        return close(&connection, CloseCode::Revoked, "the node was revoked, or is not on the server's list");
+        let reason = "the node was revoked, or is not on the server's list";
+        return shared.counters.close(&connection, CloseCode::Revoked, reason);
     }
     let Some(_place) = door.enter(Guest::Node(node), &connection) else {
-        return close(&connection, CloseCode::Limit, "too many connections");
+        return shared.counters.close(&connection, CloseCode::Limit, "too many connections");
     };
-    let link = Arc::new(Link::new(node, connection, &shared.config));
+    let link = Arc::new(Link::new(node, connection, &shared));
     match timeout(Duration::from_secs(shared.config.hello_timeout_secs), greeting(&link, &shared)).await {
         Ok(Ok(())) => {}
         Ok(Err((code, reason))) => return link.close(code, &reason),
@@ -39,8 +40,21 @@ pub(super) async fn serve(connection: Connection, shared: Arc<Shared>, door: Arc
     }
     tracing::info!(%node, address = %link.connection.remote_address(), "node.connected");
     let end = serve_streams(&link, &shared).await;
+    if let Some(reason) = declined(&end) {
+        tracing::warn!(%node, reason, "node.declined");
+        shared.note_declined(node, Some(reason));
+    }
     shared.left(&link);
     tracing::info!(%node, reason = %end, "node.disconnected");
+}
+
+/// Why the data's owner does not let the node take part, where that is how the connection ended.
+fn declined(end: &quinn::ConnectionError) -> Option<String> {
+    let quinn::ConnectionError::ApplicationClosed(close) = end else { return None };
+    let declined = CloseCode::from_number(close.error_code.into_inner()) == Some(CloseCode::Declined);
+    // It goes to terminals, and comes from outside.
+    let plain = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    declined.then(|| short_reason(plain(&String::from_utf8_lossy(&close.reason))))
 }
 
 /// The node of the certificate that the other side showed and TLS verified.
@@ -61,14 +75,14 @@ async fn serve_stranger(connection: &Connection, shared: &Arc<Shared>) {
     let (mut sending, message) = match timeout(patience, asked).await {
         Ok(Ok((sending, Some(Message::Enroll(enroll))))) => (sending, enroll),
         Ok(Err(StreamError::Lost(_))) => return,
-        Ok(_) => return close(connection, CloseCode::Unauthenticated, only),
-        Err(_) => return close(connection, CloseCode::HelloTimeout, only),
+        Ok(_) => return shared.counters.close(connection, CloseCode::Unauthenticated, only),
+        Err(_) => return shared.counters.close(connection, CloseCode::HelloTimeout, only),
     };
-    let (shared, channel) = (shared.clone(), channel(connection));
+    let (server, channel) = (shared.clone(), channel(connection));
     let surroundings = shared.surroundings.clone();
     let enrolled = tokio::task::spawn_blocking(move || {
         // Writes the registry, which waits for the disk.
-        shared.identity.enrol(&message.csr, &message.mac.0, &channel)
+        server.identity.enrol(&message.csr, &message.mac.0, &channel)
     });
     let answer = match surroundings.elsewhere(enrolled).await {
         Ok(Ok((node, chain))) => {
@@ -82,7 +96,7 @@ async fn serve_stranger(connection: &Connection, shared: &Arc<Shared>) {
         Err(_) => refuse(Refusal::Internal, "the server is ending".to_owned()),
     };
     let _ = timeout(patience, last_words(connection, &mut sending, &answer)).await;
-    close(connection, CloseCode::Ok, "enrolled");
+    shared.counters.close(connection, CloseCode::Ok, "enrolled");
 }
 
 /// Sends the last message of a connection. Who gets it closes; since the packet that says so may be lost, it is waited
@@ -136,6 +150,8 @@ async fn greeting(link: &Link, shared: &Shared) -> Result<(), (CloseCode, String
     send(&mut sending, super::super::stream::REQUEST, &welcome.into()).await.map_err(lost)?;
     let _ = sending.finish();
     tracing::debug!(node = %link.node, software = hello.software, "node.greeted");
+    // A connection greets once.
+    let _ = link.said.set(Said { labels: hello.labels, software: hello.software });
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::super::send::{Blob, send_chunks};
 use super::super::stream::StreamError;
 use super::connection::refuse;
+use super::counters::add;
 use super::link::Link;
 use super::state::Shared;
 use crate::wire::{BlobManifest, ChunksComing, CloseCode, Extensions, GetChunks, GetManifest, Message, Refusal};
@@ -17,6 +18,7 @@ pub(super) fn manifest(shared: &Shared, asked: &GetManifest) -> Message {
         Some(blob) => {
             let most = shared.limits.inline_len;
             let inline = blob.inline(most).cloned().unwrap_or_default();
+            add(&shared.counters.payload_down, inline.len());
             BlobManifest::new(blob.manifest.clone(), &inline, most as usize).into()
         }
         None => refuse(Refusal::UnknownBlob, format!("no blob {} is offered", asked.root)),
@@ -53,7 +55,8 @@ async fn send_all(
     _slot: OwnedSemaphorePermit,
 ) {
     let progress = shared.config.progress_timeout();
-    let sent = send_chunks(&link.connection, &blob, asked.transfer, asked.ranges.indices(), progress).await;
+    let (indices, tally) = (asked.ranges.indices(), &shared.counters.payload_down);
+    let sent = send_chunks(&link.connection, &blob, asked.transfer, indices, progress, tally).await;
     // Else it is all on its way, the connection is gone, or the node no longer wants it.
     if let Err(StreamError::Slow) = sent {
         link.close(CloseCode::Slow, "the download is too slow");

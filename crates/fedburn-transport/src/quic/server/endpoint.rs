@@ -13,11 +13,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::super::restart;
 use super::super::runtime::EndpointThread;
-use super::super::stream::close;
 use super::super::tls::{self, CurrentLeaf};
 use super::super::tuning;
-use super::super::{NodeId, QuicError};
+use super::super::{NodeId, QuicError, Traffic};
 use super::connection;
+use super::counters::add;
 use super::link::lock;
 use super::state::Shared;
 use crate::wire::CloseCode;
@@ -36,8 +36,10 @@ pub(in super::super) struct Opened {
 }
 
 /// Connections at the door and inside.
-pub(super) struct Door {
-    shared: Arc<Shared>,
+pub(in super::super) struct Door {
+    pub(super) shared: Arc<Shared>,
+    /// The event loop that all this lives in.
+    pub(super) handle: Handle,
     handshakes: Semaphore,
     /// Connections that wait for a handshake or are in one.
     pending: AtomicUsize,
@@ -57,7 +59,7 @@ struct Inside {
 pub(super) struct Place {
     door: Arc<Door>,
     guest: Guest,
-    connection: usize,
+    connection: Connection,
 }
 
 /// Who is counted.
@@ -90,6 +92,10 @@ impl ServerEndpoint {
         self.opened.endpoint.open_connections()
     }
 
+    pub(super) fn door(&self) -> &Arc<Door> {
+        &self.opened.door
+    }
+
     /// As [`Opened::drain`].
     pub(super) fn drain(&self, patience: Duration) {
         self.thread.handle().block_on(self.opened.drain(patience));
@@ -108,7 +114,7 @@ impl Opened {
     pub(in super::super) async fn drain(&self, patience: Duration) {
         // What the library keeps of closed connections for late packets is not waited for: it may be minutes.
         if timeout(patience, self.door.empty()).await.is_err() {
-            tracing::warn!(connections = lock(&self.door.inside).connections, "nodes did not leave in time");
+            tracing::warn!(connections = lock(&self.door.inside).connections, "server.nodes_stayed");
         }
         self.close(CloseCode::Ok, "the run has ended").await;
     }
@@ -145,7 +151,13 @@ impl Door {
             }
         }
         inside.connections += 1;
-        Some(Place { door: self.clone(), guest, connection: connection.stable_id() })
+        Some(Place { door: self.clone(), guest, connection: connection.clone() })
+    }
+
+    /// Connections that are open, and the bytes of all that ever were.
+    pub(super) fn traffic(&self) -> (usize, Traffic) {
+        let inside = lock(&self.inside);
+        (inside.connections, self.shared.counters.wire(inside.of_node.values().flatten()))
     }
 
     /// Waits until nobody is inside.
@@ -164,7 +176,8 @@ impl Door {
         for (node, connections) in &lock(&self.inside).of_node {
             if !self.shared.identity.admits(*node) {
                 tracing::info!(%node, "node.revoked");
-                connections.iter().for_each(|c| close(c, CloseCode::Revoked, "the node was revoked"));
+                let close = |c| self.shared.counters.close(c, CloseCode::Revoked, "the node was revoked");
+                connections.iter().for_each(close);
             }
         }
     }
@@ -174,13 +187,14 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inside = lock(&self.door.inside);
         inside.connections -= 1;
+        self.door.shared.counters.ended(&self.connection);
         if inside.connections == 0 {
             self.door.empty.notify_waiters();
         }
         match self.guest {
             Guest::Node(node) => {
                 if let Some(connections) = inside.of_node.get_mut(&node) {
-                    connections.retain(|connection| connection.stable_id() != self.connection);
+                    connections.retain(|connection| connection.stable_id() != self.connection.stable_id());
                     if connections.is_empty() {
                         inside.of_node.remove(&node);
                     }
@@ -220,6 +234,7 @@ pub(super) fn open(shared: Arc<Shared>) -> Result<Opened, QuicError> {
         inside: Mutex::default(),
         empty: Notify::new(),
         shared,
+        handle: Handle::current(),
     });
     let (accepting, looking) = (accept(endpoint.clone(), door.clone()), look_after(door.clone(), leaf, provider));
     tokio::spawn(async move {
@@ -253,15 +268,26 @@ async fn greet(incoming: Incoming, door: Arc<Door>) {
     let shaken = handshake(incoming, &door).await;
     door.pending.fetch_sub(1, Ordering::Relaxed);
     match shaken {
-        Some(connection) => connection::serve(connection, door.shared.clone(), door).await,
-        None => tracing::debug!(%address, "connection.handshake_failed"),
+        Ok(connection) => {
+            add(&door.shared.counters.handshakes, 1);
+            connection::serve(connection, door.shared.clone(), door).await
+        }
+        Err(reason) => {
+            add(&door.shared.counters.handshakes_failed, 1);
+            tracing::info!(%address, reason, "connection.handshake_failed")
+        }
     }
 }
 
-async fn handshake(incoming: Incoming, door: &Door) -> Option<Connection> {
-    let _permit = door.handshakes.acquire().await.ok()?;
+async fn handshake(incoming: Incoming, door: &Door) -> Result<Connection, String> {
+    let _permit = door.handshakes.acquire().await.map_err(|e| e.to_string())?;
     let patience = Duration::from_secs(door.shared.config.handshake_timeout_secs);
-    timeout(patience, incoming.accept().ok()?).await.ok()?.ok()
+    let accepting = incoming.accept().map_err(|e| e.to_string())?;
+    match timeout(patience, accepting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(tls::explained(&error)),
+        Err(_) => Err("too slow".to_owned()),
+    }
 }
 
 /// Follows the registry of nodes, gives up on those that are away, renews the certificate.
@@ -273,15 +299,22 @@ async fn look_after(door: Arc<Door>, leaf: Arc<CurrentLeaf>, provider: Arc<rustl
     loop {
         ticks.tick().await;
         if let Err(e) = shared.identity.nodes().refresh() {
-            tracing::error!(error = %e, "the registry of nodes cannot be read; the last one read stays in force");
+            tracing::error!(error = %e, "registry.unreadable");
         }
         door.shut_out();
         shared.tidy();
-        if certified.elapsed() > CERTIFICATE_LOOK {
+        let renewed = shared.identity.refresh().unwrap_or_else(|error| {
+            tracing::error!(%error, "identity.unreadable");
+            false
+        });
+        if renewed {
+            tracing::info!("server.identity_renewed");
+        }
+        if renewed || certified.elapsed() > CERTIFICATE_LOOK {
             certified = Instant::now();
             match shared.identity.certified_key(&provider) {
                 Ok(key) => leaf.set(key),
-                Err(e) => tracing::error!(error = %e, "the server's certificate cannot be renewed"),
+                Err(e) => tracing::error!(error = %e, "server.certificate_not_renewed"),
             }
         }
     }

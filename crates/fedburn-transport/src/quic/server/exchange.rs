@@ -150,8 +150,10 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         };
         let Some(Answer { client, reply, memory }) = received else {
             self.outstanding.remove(&first);
-            let failed = |reason: &str| ClientFailure::Failed { reason: reason.to_owned() };
-            let failure = self.shared.failure().map_or(ClientFailure::TimedOut, failed);
+            let failure = match self.shared.failure() {
+                Some(failure) => ClientFailure::Failed { reason: failure.reason.clone() },
+                None => ClientFailure::TimedOut,
+            };
             return Some(Outcome { client: first, reply: Err(failure) });
         };
         self.taken = memory;

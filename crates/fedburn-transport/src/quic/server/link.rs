@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, VarInt};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::super::stream::close;
+use super::super::NodeId;
 use super::super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};
-use super::super::{NodeId, QuicConfig};
+use super::counters::Counters;
+use super::state::Shared;
 use super::uploads::Upload;
 use crate::wire::{ClientEntry, CloseCode, Message, TaskId, features};
 
@@ -21,6 +22,9 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     /// What both ends can do besides version 1.0, known when they have greeted.
     features: AtomicU64,
+    pub(super) counters: Arc<Counters>,
+    /// What it said of itself.
+    pub(super) said: OnceLock<Said>,
     /// Told when there may be something to say on the watch stream.
     pub(super) wake: Notify,
     /// Clients of the announcement's parts that have come.
@@ -30,6 +34,12 @@ pub(super) struct Link {
     /// The uploads that hold a slot.
     held: Mutex<BTreeMap<TaskId, Arc<Upload>>>,
     allowance: Mutex<Allowance>,
+}
+
+/// What a node says of itself as it greets, for people.
+pub(super) struct Said {
+    pub(super) labels: Vec<String>,
+    pub(super) software: String,
 }
 
 /// The parts of an announcement that have come.
@@ -48,12 +58,14 @@ struct Allowance {
 }
 
 impl Link {
-    pub(super) fn new(node: NodeId, connection: Connection, config: &QuicConfig) -> Self {
-        let most = f64::from(config.request_burst);
+    pub(super) fn new(node: NodeId, connection: Connection, shared: &Shared) -> Self {
+        let most = f64::from(shared.config.request_burst);
         Self {
             node,
             connection,
             features: AtomicU64::new(0),
+            counters: shared.counters.clone(),
+            said: OnceLock::new(),
             wake: Notify::new(),
             announcing: Mutex::default(),
             pushes: Mutex::default(),
@@ -61,7 +73,7 @@ impl Link {
             allowance: Mutex::new(Allowance {
                 requests: most,
                 most,
-                per_second: f64::from(config.requests_per_second),
+                per_second: f64::from(shared.config.requests_per_second),
                 since: Instant::now(),
             }),
         }
@@ -83,7 +95,7 @@ impl Link {
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &str) {
-        close(&self.connection, code, reason);
+        self.counters.close(&self.connection, code, reason);
     }
 
     /// Says something on the watch stream. A node that does not listen is cut off.

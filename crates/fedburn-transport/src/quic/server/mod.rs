@@ -1,6 +1,7 @@
 //! The server's end: a [`ServerTransport`] over QUIC.
 
 mod connection;
+mod counters;
 mod downloads;
 mod endpoint;
 mod exchange;
@@ -13,6 +14,7 @@ mod spool;
 mod state;
 mod tasks;
 mod uploads;
+mod view;
 mod watch;
 
 use std::net::SocketAddr;
@@ -33,6 +35,8 @@ pub(super) use endpoint::Opened;
 use endpoint::ServerEndpoint;
 pub(super) use rounds::{Rounds, Setup};
 pub use run_files::RunFiles;
+
+pub use view::NetworkWatch;
 
 /// The server's end of a federation over the network.
 ///
@@ -121,7 +125,13 @@ impl<B: Backend> QuicServer<B> {
 
     /// What a new node needs to join.
     pub fn join_string(&self) -> JoinString {
-        self.join.clone()
+        let identity = &self.rounds.shared().identity;
+        // Could be read when the server started, so that it can be now.
+        let known = identity.pin_and_secret().ok();
+        known.map_or_else(
+            || self.join.clone(),
+            |(pin, secret)| JoinString::new(self.join.host().to_owned(), self.join.port(), pin, secret),
+        )
     }
 
     /// Waits until there are `clients` clients; tells `seen` their number at once and whenever it changes.
@@ -147,8 +157,14 @@ impl<B: Backend> QuicServer<B> {
         self.rounds.shared().identity.nodes().clone()
     }
 
-    /// Says goodbye to every node and waits until they have left, for as long as the configuration allows. A server that
-    /// could not keep an answer says nothing: nodes wait for its return.
+    /// What the network is doing, to be looked at from other threads.
+    pub fn watch(&self) -> NetworkWatch {
+        let reached = format!("{}:{}", self.join.host(), self.join.port());
+        NetworkWatch::new(self.endpoint.door().clone(), reached)
+    }
+
+    /// Says goodbye to every node and waits until they have left, for as long as the configuration allows and not for
+    /// those that were killed. A server that could not keep an answer says nothing: nodes wait for its return.
     pub fn close(self) {
         if self.rounds.say_goodbye() {
             self.endpoint.drain(Duration::from_secs(self.rounds.shared().config.drain_secs));
@@ -188,6 +204,7 @@ fn public_host(config: &QuicConfig, address: SocketAddr) -> String {
     if !address.ip().is_unspecified() {
         return address.ip().to_string();
     }
-    tracing::warn!("the join string names this machine only: set `public_host` to the name by which nodes reach it");
+    let advice = "set `public_host` to the name by which nodes reach the server";
+    tracing::warn!(advice, "server.join_string_local");
     "127.0.0.1".to_owned()
 }

@@ -6,6 +6,7 @@ use fedburn_core::ClientFailure;
 
 use super::super::blob::{Values, decode_inline};
 use super::connection::{certificate, channel, refuse};
+use super::counters::add;
 use super::downloads;
 use super::link::{Link, lock};
 use super::state::Shared;
@@ -36,7 +37,7 @@ pub(super) async fn answer(link: &Arc<Link>, shared: &Arc<Shared>, message: Mess
     })
 }
 
-fn announced(link: &Arc<Link>, shared: &Shared, announce: Announce) -> Message {
+fn announced(link: &Arc<Link>, shared: &Arc<Shared>, announce: Announce) -> Message {
     let invalid = |reason: &str| refuse(Refusal::Invalid, reason.to_owned());
     if announce.plan != shared.plan_hash {
         return refuse(Refusal::WrongPlan, "this server trains by another plan".to_owned());
@@ -73,6 +74,7 @@ fn announced(link: &Arc<Link>, shared: &Shared, announce: Announce) -> Message {
             return refuse(code, reason);
         }
         tracing::info!(node = %link.node, clients, "node.announced");
+        shared.note_declined(link.node, None);
     }
     Announced { ext: Extensions::default() }.into()
 }
@@ -119,6 +121,7 @@ async fn committed(link: &Arc<Link>, shared: &Arc<Shared>, commit: UploadCommit)
     }
     let received = match &commit.payload {
         Payload::Inline { vectors, data } => {
+            add(&link.counters.payload_up, data.len());
             let Some(form) = shared.form(link.node, task, vectors.len()) else { return unknown(task) };
             decode_inline(data, form, shared.limits.chunk_len)
                 .map(|(values, root)| (vectors.clone(), values, root, None))

@@ -83,7 +83,7 @@ impl<B: Backend> Rounds<B> {
     /// not keep an answer: nodes wait for its return.
     pub(in super::super) fn say_goodbye(&self) -> bool {
         self.shared.finish();
-        let well = self.shared.failure().is_none();
+        let well = self.shared.failure().is_none_or(|failure| failure.wanted);
         if well {
             self.shared.say_goodbye("the run has ended");
         }
@@ -106,9 +106,15 @@ impl<B: Backend> Rounds<B> {
         included: &[ClientId],
     ) -> Result<(), TransportError> {
         if let Some(failure) = self.shared.failure() {
-            return Err(state_error(failure.to_owned()));
+            return Err(match failure.wanted {
+                true => TransportError::Closed { reason: failure.reason.clone() },
+                false => state_error(failure.reason.clone()),
+            });
         }
-        self.participation.closed(round, included).map_err(|e| state_error(e.to_string()))
+        let began = Instant::now();
+        self.participation.closed(round, included).map_err(|e| state_error(e.to_string()))?;
+        self.shared.counters.recorded(began.elapsed());
+        Ok(())
     }
 
     /// Nobody will be asked for `round` again; the run never goes back before `oldest`. Tells the nodes.

@@ -12,6 +12,7 @@ use super::super::send::Blob;
 use super::super::surroundings::Surroundings;
 use super::super::watched::Watched;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
+use super::counters::Counters;
 use super::link::Link;
 use super::spool::{Entry, Spool};
 use super::tasks::{Arrived, Exchange};
@@ -36,9 +37,10 @@ pub(super) struct Shared {
     pub(super) spool: Arc<Spool>,
     /// Whether an answer is on disk before it is acknowledged.
     keeps_answers: bool,
-    failure: OnceLock<String>,
+    failure: OnceLock<Failure>,
     pub(super) uploads: Slots,
     pub(super) downloads: Arc<Semaphore>,
+    pub(super) counters: Arc<Counters>,
     federation: Mutex<Federation>,
     /// Told when clients come or go.
     changed: Notify,
@@ -64,6 +66,13 @@ struct Node {
     away_since: Option<Instant>,
 }
 
+/// Why a server cannot go on.
+pub(super) struct Failure {
+    pub(super) reason: String,
+    /// Whether somebody asked for the end.
+    pub(super) wanted: bool,
+}
+
 /// What a server is made of.
 pub(super) struct Parts {
     pub(super) config: QuicConfig,
@@ -85,6 +94,7 @@ impl Shared {
         Self {
             uploads: Slots::new(&config),
             downloads: Arc::new(Semaphore::new(config.download_slots)),
+            counters: Arc::default(),
             config,
             identity,
             surroundings,
@@ -209,6 +219,19 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
+    /// Keeps why a node does not take part, or that it does; the disk is not waited for.
+    pub(super) fn note_declined(self: &Arc<Self>, node: NodeId, reason: Option<String>) {
+        if self.identity.nodes().declined(node) == reason {
+            return;
+        }
+        let shared = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = shared.identity.nodes().note_declined(node, reason) {
+                tracing::error!(%error, "registry.unwritable");
+            }
+        });
+    }
+
     /// Gives up on nodes that are away for too long or no longer admitted.
     pub(super) fn tidy(&self) {
         let grace = self.config.reconnect_grace();
@@ -226,6 +249,14 @@ impl Shared {
         if !gone.is_empty() {
             self.changed.notify_waiters();
         }
+    }
+
+    /// Tells the number of clients, and each node that announced some: its clients, and its connection unless it is
+    /// away.
+    pub(super) fn each_node(&self, mut tell: impl FnMut(NodeId, &[ClientId], Option<&Link>)) -> usize {
+        let federation = self.lock();
+        federation.nodes.iter().for_each(|(id, node)| tell(*id, &node.clients, node.link.as_deref()));
+        federation.clients.len()
     }
 
     /// The live connections of nodes with clients.
@@ -342,13 +373,22 @@ impl Shared {
     /// the run with it, and nothing is tried again.
     pub(super) fn fail(&self, reason: &str) {
         tracing::error!(reason, "disk.failed");
-        self.failure.get_or_init(|| format!("{reason}; make room or mend the disk, then start again to go on"));
+        let reason = format!("{reason}; make room or mend the disk, then start again to go on");
+        self.failure.get_or_init(|| Failure { reason, wanted: false });
+        self.finish();
+    }
+
+    /// The server was asked to end and has waited for long enough: what is under way is not finished.
+    pub(super) fn give_up(&self) {
+        tracing::warn!("server.gave_up");
+        let reason = "the server was asked to end before this was finished; start it again to go on".to_owned();
+        self.failure.get_or_init(|| Failure { reason, wanted: true });
         self.finish();
     }
 
     /// Why the server cannot go on.
-    pub(super) fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+    pub(super) fn failure(&self) -> Option<&Failure> {
+        self.failure.get()
     }
 
     pub(super) fn upload_of(&self, task: TaskId) -> Option<Arc<Upload>> {
@@ -409,10 +449,10 @@ impl Shared {
         let federation = self.lock();
         let (exchange, blobs) = (federation.exchange.is_some(), federation.blobs.len());
         let links: usize = Self::links(&federation).map(|link| link.num_held()).sum();
-        let (free, memory) = self.uploads.in_use();
-        let turns = self.config.upload_slots - free;
+        let (uploads, memory) = self.uploads.usage();
+        let (turns, memory) = (uploads.used, memory.used);
         let downloads = self.config.download_slots - self.downloads.available_permits();
-        let nothing = !exchange && blobs == 0 && links == 0 && turns + memory + downloads == 0;
+        let nothing = !exchange && blobs == 0 && links == 0 && turns + memory == 0 && downloads == 0;
         (!nothing).then(|| {
             format!(
                 "exchange: {exchange}, blobs: {blobs}, uploads held: {links}, turns: {turns}, memory: {memory}, downloads: {downloads}"

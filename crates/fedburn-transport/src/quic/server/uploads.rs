@@ -9,9 +9,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use super::super::QuicConfig;
+use super::super::Usage;
 use super::super::blob::Assembly;
 use super::super::receive;
 use super::super::stream::{StreamError, read_end, read_header, read_payload};
+use super::counters::add;
 use super::link::{Link, lock};
 use super::state::Shared;
 use crate::wire::{CloseCode, TaskId, TransferId};
@@ -35,6 +37,7 @@ pub(super) struct Memory(#[expect(dead_code, reason = "gives the room back when 
 /// Who may send: so many at once, and no more than there is memory for.
 pub(super) struct Slots {
     turns: Arc<Semaphore>,
+    slots: usize,
     memory: Arc<Semaphore>,
     units: u32,
 }
@@ -45,15 +48,20 @@ impl Slots {
         let units = u32::try_from(config.upload_memory_mib * (1 << 20) / MEMORY_UNIT).unwrap_or(u32::MAX);
         Self {
             turns: Arc::new(Semaphore::new(config.upload_slots)),
+            slots: config.upload_slots,
             memory: Arc::new(Semaphore::new(units as usize)),
             units,
         }
     }
 
-    /// Turns that are free, and units of memory that are taken.
-    #[cfg(test)]
-    pub(super) fn in_use(&self) -> (usize, usize) {
-        (self.turns.available_permits(), self.units as usize - self.memory.available_permits())
+    /// Slots in use, and bytes of memory in use.
+    pub(super) fn usage(&self) -> (Usage, Usage) {
+        let used = |permits: &Semaphore, all: usize| (all - permits.available_permits().min(all)) as u64;
+        let units = self.units as usize;
+        (
+            Usage { used: used(&self.turns, self.slots), all: self.slots as u64 },
+            Usage { used: MEMORY_UNIT * used(&self.memory, units), all: MEMORY_UNIT * units as u64 },
+        )
     }
 
     /// Waits for a turn, in the order of asking.
@@ -161,7 +169,7 @@ async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Weak<Uploa
         }
         let slow = began.elapsed() >= RATE_GRACE.min(patience) && rate(came - first, began.elapsed()) < enough;
         if slow || moved.elapsed() >= patience {
-            tracing::warn!(node = %link.node, task = %upload.task, came, "upload too slow");
+            tracing::warn!(node = %link.node, task = %upload.task, came, "upload.too_slow");
             return link.close(CloseCode::Slow, "the upload is too slow");
         }
     }
@@ -186,6 +194,7 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
     }
     let count = |bytes: usize| {
         upload.came.fetch_add(bytes as u64, Ordering::Relaxed);
+        add(&link.counters.payload_up, bytes);
     };
     let read = tokio::select! {
         biased;
@@ -203,7 +212,7 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
         }
     };
     if let Err(e) = receive::accept(&upload.assembly, header, parts).await {
-        tracing::warn!(node = %link.node, task = %upload.task, error = %e, "chunk refused");
+        tracing::warn!(node = %link.node, task = %upload.task, error = %e, "chunk.refused");
         return link.close(CloseCode::Protocol, &e.to_string());
     }
     match read_end(&mut stream, &header).await {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::SendStream;
+use quinn::{Connection, SendStream};
 use tokio::time::timeout;
 
 use super::super::stream::{REQUEST, send};
@@ -36,7 +36,14 @@ pub(super) async fn serve(link: &Arc<Link>, shared: &Arc<Shared>, sending: &mut 
         }
         if let Some(bye) = shared.goodbye() {
             let patience = Duration::from_secs(shared.config.drain_secs);
-            let _ = timeout(patience, last_words(&link.connection, sending, &bye.into())).await;
+            let bye = bye.into();
+            let told = timeout(patience, last_words(&link.connection, sending, &bye));
+            tokio::select! {
+                biased;
+                _ = told => {}
+                // Nobody waits for a node that was killed: a living one confirms what it gets.
+                () = silence(&link.connection) => {}
+            }
             return link.close(CloseCode::Ok, "goodbye");
         }
         tokio::select! {
@@ -46,3 +53,19 @@ pub(super) async fn serve(link: &Arc<Link>, shared: &Arc<Shared>, sending: &mut 
         }
     }
 }
+
+/// Waits until no packet comes any more.
+async fn silence(connection: &Connection) {
+    let mut heard = connection.stats().udp_rx.datagrams;
+    loop {
+        tokio::time::sleep(SILENCE).await;
+        let now = connection.stats().udp_rx.datagrams;
+        if now == heard {
+            return;
+        }
+        heard = now;
+    }
+}
+
+/// Without a packet for so long, a node that was told something is not there.
+const SILENCE: Duration = Duration::from_secs(2);

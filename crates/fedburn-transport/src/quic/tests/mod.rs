@@ -9,6 +9,7 @@ mod raw;
 mod resume;
 mod simnet;
 mod strangers;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -54,6 +54,12 @@ impl Raw {
         raw
     }
 
+    /// Ends as a process that is killed: nothing is said, and nothing is confirmed any more.
+    pub(super) fn die(mut self) {
+        self.thread.end();
+        std::mem::forget(self);
+    }
+
     pub(super) fn announcement(&self, site: &Site, ids: &[u64]) -> Announce {
         let clients = ids.iter().map(|&k| ClientEntry::from(echo(k))).collect();
         let (schema, plan) = (site.schema.fingerprint(), Hash(site.plan().hash));

@@ -221,7 +221,7 @@ pub enum Refusal {
 }
 
 /// Why a connection is closed: the application error code of QUIC. The numbers may never change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 #[repr(u32)]
 pub enum CloseCode {
@@ -247,6 +247,8 @@ pub enum CloseCode {
     Internal = 9,
     /// Another connection of the same node took its place.
     Replaced = 10,
+    /// Client: the data's owner does not permit the plan; the reason says what.
+    Declined = 11,
 }
 
 impl CloseCode {
@@ -263,10 +265,29 @@ impl CloseCode {
         Self::Draining,
         Self::Internal,
         Self::Replaced,
+        Self::Declined,
     ];
 
     /// The code of this number; `None` where there is none.
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| *code as u64 == number)
+    }
+
+    /// Its name in figures and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::HelloTimeout => "hello_timeout",
+            Self::Version => "version",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Revoked => "revoked",
+            Self::Protocol => "protocol",
+            Self::Limit => "limit",
+            Self::Slow => "slow",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+            Self::Replaced => "replaced",
+            Self::Declined => "declined",
+        }
     }
 }
