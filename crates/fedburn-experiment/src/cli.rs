@@ -4,9 +4,9 @@ mod federation;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use self::federation::{CaCommand, JoinArgs, NodesCommand, ServeArgs, ServerState};
+pub use self::federation::{CaCommand, JoinArgs, NodesCommand, ServeArgs, ServerState, StatusArgs};
 
 use crate::aggregate::UpdateFile;
 use crate::backend::BackendName;
@@ -15,9 +15,23 @@ use crate::backend::BackendName;
 #[derive(Debug, Parser)]
 #[command(name = "fedburn", version, propagate_version = true)]
 pub struct Cli {
+    /// How what happens is written to standard error. `FEDBURN_LOG` says how much of it, as in `info` or
+    /// `fedburn_transport=debug`; warnings by default.
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// How log lines are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line: `timestamp`, `level`, `target`, and `fields` with the event's name as `message`.
+    Json,
 }
 
 /// The commands.
@@ -37,6 +51,10 @@ pub enum Command {
     Serve(ServeArgs),
     /// Be clients of a server: train on this machine what it asks for and the policy permits.
     Join(JoinArgs),
+    /// What the server is doing, or did last; exit code 3 where none runs.
+    Status(StatusArgs),
+    /// The runs that were served from this machine.
+    Jobs(ServerState),
     /// See and decide which nodes may take part.
     #[command(subcommand)]
     Nodes(NodesCommand),
@@ -305,6 +323,45 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The arguments in what `docs/deploy` runs, with a value for each variable.
+    fn deployed() -> Vec<(&'static str, String)> {
+        let files = [
+            ("fedburn-server.service", include_str!("../../../docs/deploy/fedburn-server.service"), "ExecStart="),
+            ("fedburn-node.service", include_str!("../../../docs/deploy/fedburn-node.service"), "ExecStart="),
+            ("compose.yaml", include_str!("../../../docs/deploy/compose.yaml"), "command:"),
+            ("Containerfile", include_str!("../../../docs/deploy/Containerfile"), "HEALTHCHECK"),
+        ];
+        let lines = |(file, text, mark): (&'static str, &'static str, &'static str)| {
+            text.lines().filter_map(move |line| Some((file, line.trim().strip_prefix(mark)?.trim().to_owned())))
+        };
+        let plain = |(file, line): (&'static str, String)| {
+            let line = line.split("CMD ").last().unwrap_or_default().replace(['"', '[', ']', ','], " ");
+            let line = line.replace("${SEED}", "0").replace("${CLIENTS}", "0..10").replace("/usr/local/bin/", "");
+            (
+                file,
+                line.replace("${EXPERIMENT}", "a.toml")
+                    .replace("${PUBLIC_HOST}", "server")
+                    .replace("${", "/")
+                    .replace('}', ""),
+            )
+        };
+        files.into_iter().flat_map(lines).map(plain).collect()
+    }
+
+    #[test]
+    fn what_the_deployment_runs_exists() {
+        let commands = deployed();
+        for file in ["fedburn-server.service", "fedburn-node.service", "compose.yaml", "Containerfile"] {
+            assert!(commands.iter().any(|(known, _)| *known == file), "{file} runs nothing");
+        }
+        for (file, line) in commands {
+            let words = line.split_whitespace().filter(|word| *word != "fedburn");
+            if let Err(error) = Cli::try_parse_from(std::iter::once("fedburn").chain(words)) {
+                panic!("{file}: {line}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub mod layers;
 pub mod library;
 pub mod list;
 mod metric;
+pub mod operation;
 pub mod progress;
 pub mod report;
 pub mod results;

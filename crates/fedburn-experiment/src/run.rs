@@ -34,7 +34,7 @@ use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatu
 const MEASURED_CLIENTS: usize = 1000;
 
 /// How to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RunOptions {
     /// The experiment's folder; each seed gets `seed-<n>` in it.
     pub dir: PathBuf,
@@ -306,9 +306,11 @@ impl Job<'_> {
         let mut interrupt = Interrupt(self.options.interrupt.clone());
         let rule = config.early_stop.clone().unwrap_or_default().build()?;
         let mut early_stop = EarlyStopping::after(rule, EventLog::open(self.path("events.jsonl"))?)?;
-        let watchers: &mut [&mut dyn Observer] =
-            &mut [&mut events, &mut rounds, &mut console, &mut early_stop, &mut interrupt];
-        let ended = server.run(watchers);
+        let mut monitor = self.options.serving.as_ref().map(|serving| serving.monitor.clone());
+        let mut watchers: Vec<&mut dyn Observer> =
+            vec![&mut events, &mut rounds, &mut console, &mut early_stop, &mut interrupt];
+        watchers.extend(monitor.as_mut().map(|monitor| monitor as &mut dyn Observer));
+        let ended = server.run(&mut watchers);
         let measured = match &ended {
             Ok(summary) if summary.stopped != Some(Interrupt::reason()) => {
                 server.evaluate_clients(&measured_clients(&run.clients().clients()), &mut [&mut events])
@@ -317,6 +319,9 @@ impl Job<'_> {
         };
         // A record that could not be written is the cause of the stop that it asked for.
         events.finish().and(rounds.finish()).and(console.finish())?;
+        if let Some(round) = self.options.serving.as_ref().and_then(|serving| serving.monitor.gave_up()) {
+            return Ok(SeedOutcome::Interrupted(round));
+        }
         let summary = ended?;
         if summary.stopped.as_ref().is_some_and(|reason| *reason == Interrupt::reason()) {
             return Ok(SeedOutcome::Interrupted(summary.round));

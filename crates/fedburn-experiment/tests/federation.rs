@@ -5,14 +5,11 @@
 
 mod support;
 
-use std::fs::{self, File};
-use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, Command};
-use std::time::Duration;
+use std::process::Command;
 
 use fedburn::core::Seed;
 use serde_json::Value;
+use support::federation::{Federation, Running};
 use support::traces::{Traces, draw, last_round};
 use support::{Finished, Workplace, json};
 
@@ -44,130 +41,6 @@ strategy = { kind = "ewwa" }
 sampler = { kind = "uniform", per_round = 4 }
 server = { rounds = 16, checkpoint_every = 3 }
 "#;
-
-/// A server and its nodes, each a process in one folder of their own.
-struct Federation<'a> {
-    place: &'a Workplace,
-    out: &'a str,
-    settings: &'a str,
-    /// 0 until the server has one.
-    port: u16,
-}
-
-/// A process that ends with its owner.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    fn start(mut command: Command, log: PathBuf) -> Self {
-        fs::create_dir_all(log.parent().unwrap()).unwrap();
-        let log = File::options().create(true).append(true).open(log).unwrap();
-        Self(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap())
-    }
-
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        assert_eq!(self.0.wait().unwrap().signal(), Some(9));
-    }
-
-    fn succeeds(&mut self) {
-        let status = self.0.wait().unwrap();
-        assert!(status.success(), "{status}");
-    }
-
-    fn has_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
-    }
-
-    /// Waits until `is_reached`; `false` where the process ended first.
-    fn until(&mut self, is_reached: impl Fn() -> bool) -> bool {
-        while !is_reached() {
-            if self.has_ended() {
-                return is_reached();
-            }
-            // A breath between looks, so that the processes under test have the processor; nothing depends on its length.
-            std::thread::park_timeout(Duration::from_micros(500));
-        }
-        true
-    }
-}
-
-impl<'a> Federation<'a> {
-    fn new(place: &'a Workplace, out: &'a str, settings: &'a str) -> Self {
-        Self { place, out, settings, port: 0 }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.place.path(format!("{}-processes", self.out)).join(name)
-    }
-
-    fn dir(&self) -> PathBuf {
-        self.place.seed(self.out, 3)
-    }
-
-    /// Starts the server and waits until it listens; started again, it listens where it did.
-    fn serve(&mut self) -> Running {
-        let (out, port, settings) = (self.out, self.port, self.settings);
-        let mut command = self.place.command(&format!("serve suite --listen 127.0.0.1:{port} --out {out} {settings}"));
-        command.arg("--state").arg(self.path("server")).arg("--join-file").arg(self.path("join"));
-        fs::remove_file(self.path("join")).ok();
-        let mut server = Running::start(command, self.path("server.log"));
-        let (join, done) = (self.path("join"), self.dir().join("summary.json"));
-        assert!(server.until(|| join.exists() || done.exists()), "{}", self.log("server"));
-        if join.exists() {
-            self.port = self.join_string().split(':').nth(2).unwrap().parse().unwrap();
-        }
-        server
-    }
-
-    fn join_string(&self) -> String {
-        fs::read_to_string(self.path("join")).unwrap()
-    }
-
-    fn join_command(&self, node: &str, clients: &str) -> Command {
-        let mut command = self.place.command(&format!("join --clients {clients} --workers 1 --longest-wait 1"));
-        command.arg(format!("@{}", self.path("join").display())).arg("--state").arg(self.path(node));
-        command
-    }
-
-    fn join(&self, node: &str, clients: &str) -> Running {
-        Running::start(self.join_command(node, clients), self.path(&format!("{node}.log")))
-    }
-
-    /// Three nodes of two clients each.
-    fn join_all(&self) -> Vec<Running> {
-        (0..3).map(|node| self.join_again(node)).collect()
-    }
-
-    fn join_again(&self, node: usize) -> Running {
-        self.join(&format!("node-{node}"), &format!("{}..{}", 2 * node, 2 * node + 2))
-    }
-
-    fn log(&self, name: &str) -> String {
-        fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default()
-    }
-
-    /// Waits for the end of the server, then of the nodes, which it said goodbye to.
-    fn finish(&self, mut server: Running, nodes: Vec<Running>) -> Traces {
-        let status = server.0.wait().unwrap();
-        assert!(status.success(), "{status}: {}", self.log("server"));
-        nodes.into_iter().for_each(|mut node| node.succeeds());
-        Traces::of(&self.dir())
-    }
-
-    fn events(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.dir().join("events.jsonl")).unwrap_or_default();
-        // The last line may still be in the writing.
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-    }
-}
 
 /// Asserts that `fedburn join` is refused with a message that holds every one of `words`.
 fn refused(mut join: Command, words: &[&str]) {
@@ -349,12 +222,17 @@ fn what_the_owner_does_not_permit_is_declined_with_the_reason() {
 fn an_experiment_that_the_owner_does_not_permit_is_left_at_once() {
     let place = Workplace::new(NOVA);
     let mut federation = Federation::new(&place, "served", "");
-    let _server = federation.serve();
+    let mut server = federation.serve();
     place.write("policy.toml", "strategies = [\"fedavg\"]\n");
     let mut command = federation.join_command("node", "0..3");
     command.args(["--policy", "policy.toml"]);
     refused(command, &["does not permit the strategy `fednova`", "nothing was read or sent"]);
     assert!(!federation.path("node").join("runs").exists());
+    // The server's operator sees why.
+    let state = federation.path("server").display().to_string();
+    let list = || place.succeed(&format!("nodes list --state {state}")).stdout;
+    assert!(server.until(|| list().contains("declined: the data's owner does not permit the strategy `fednova`")));
+    assert!(federation.log("server").contains("node.declined"), "{}", federation.log("server"));
 }
 
 #[test]

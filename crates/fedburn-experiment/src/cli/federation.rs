@@ -27,6 +27,17 @@ pub struct ServeArgs {
     /// Write the join string to this file too.
     #[arg(long)]
     pub join_file: Option<PathBuf>,
+    /// Address and TCP port of the page, of `/metrics` and of what `fedburn status` asks; port 0 for any. It is not
+    /// encrypted, and shows nothing without the token of the server's folder [default: 127.0.0.1:4844, or any port where
+    /// that is taken].
+    #[arg(long, value_name = "ADDRESS")]
+    pub page: Option<SocketAddr>,
+    /// Serve no page.
+    #[arg(long, conflicts_with = "page")]
+    pub no_page: bool,
+    /// When the run is over, keep the page until interrupted.
+    #[arg(long, conflicts_with = "no_page")]
+    pub hold: bool,
     /// The seed, where the file has several.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -135,6 +146,16 @@ pub enum CaCommand {
         #[command(flatten)]
         server: ServerState,
     },
+}
+
+/// Arguments of `status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusArgs {
+    /// The run, `suite/name` [default: the one that was started last].
+    pub name: Option<String>,
+    /// The server.
+    #[command(flatten)]
+    pub server: ServerState,
 }
 
 /// Which server, and how to print.

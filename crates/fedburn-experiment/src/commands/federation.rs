@@ -9,12 +9,13 @@ use fedburn_experiment::assemble::Experiment;
 use fedburn_experiment::cli::{CaCommand, JoinArgs, NodesCommand, Places, ServeArgs, ServerState, parse_numbers};
 use fedburn_experiment::config::ExperimentConfig;
 use fedburn_experiment::federation::{JoinOptions, Policy, Serving, join as be_clients};
+use fedburn_experiment::operation::{JobState, Monitor, RunFacts};
 use fedburn_experiment::progress::Progress;
 use fedburn_experiment::run::{RunOptions, check_start};
 use serde_json::json;
 
-use super::Outcome;
 use super::run::{find_one, interrupted, on_interrupt, run_all, show};
+use super::{Outcome, operation, systemd};
 
 pub fn serve(args: ServeArgs) -> Outcome {
     let places = Places { configs: args.configs.clone(), out: args.out.clone() };
@@ -33,28 +34,45 @@ pub fn serve(args: ServeArgs) -> Outcome {
     let dir = args.out.join(&target.suite).join(&target.name);
     let name = format!("{}/{}", target.suite, target.name);
     let command = serve_command(&args, &target.path, seed);
+    let facts = RunFacts {
+        name: name.clone(),
+        title: run.experiment().config().title.clone(),
+        seed,
+        hash: run.experiment().config().run_hash(args.backend.as_str(), seed),
+        backend: args.backend.to_string(),
+        results: std::path::absolute(dir.join(format!("seed-{seed}")))?,
+    };
+    let progress = progress(args.json, args.quiet);
+    let monitor = Monitor::new(facts, "A checkpoint after every round".to_owned());
+    let ending = monitor.clone();
     let options = RunOptions {
         dir: dir.clone(),
         backend: args.backend,
         fresh: args.fresh,
-        progress: progress(args.json, args.quiet),
-        interrupt: on_interrupt()?,
+        progress,
+        interrupt: on_interrupt(move || {
+            systemd::notify("STOPPING=1");
+            ending.draining();
+        })?,
         command,
         serving: Some(Serving {
-            state: args.state,
+            state: args.state.clone(),
             name,
             listen: args.listen,
-            public_host: args.public_host,
+            public_host: args.public_host.clone(),
             wait_for: args.wait_for,
-            join_file: args.join_file,
+            join_file: args.join_file.clone(),
+            monitor: monitor.clone(),
         }),
     };
     check_start(&run, &options)?;
+    let shown = operation::show(&args, &monitor, progress)?;
     let runs = [run];
     if run_all(&runs, &options)? {
         return Ok(interrupted());
     }
     show(&dir, &runs, args.json)?;
+    shown.ended(JobState::Finished, &options.interrupt, progress);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -96,13 +114,16 @@ pub fn nodes(command: &NodesCommand) -> Outcome {
     if server.json {
         let entry = |record: &NodeRecord| {
             let (node, standing) = (record.node.to_string(), record.standing.to_string());
-            json!({ "node": node, "standing": standing, "since": record.since })
+            json!({ "node": node, "standing": standing, "since": record.since, "declined": record.declined })
         };
         println!("{}", serde_json::to_string_pretty(&nodes.iter().map(entry).collect::<Vec<_>>())?);
     } else if nodes.is_empty() {
         println!("no node has enrolled");
     } else {
-        nodes.iter().for_each(|record| println!("{}  {}", record.node, record.standing));
+        for record in nodes {
+            let declined = record.declined.map(|reason| format!("  declined: {reason}")).unwrap_or_default();
+            println!("{}  {}{declined}", record.node, record.standing);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -123,13 +144,19 @@ pub fn ca(command: &CaCommand) -> Outcome {
         println!("certificate  good for {} days", record.seconds_left() / 86_400);
     }
     if matches!(command, CaCommand::Renew { .. }) && !server.json {
-        println!("start the server again: it then shows the new certificate and prints the new join string");
+        match operation::reached(&server.state)? {
+            Some((host, port)) => println!(
+                "the running server has it within a second; new nodes join with\n\n    fedburn join {}\n",
+                ServerRecord::join_string(dir, &host, port)?
+            ),
+            None => println!("no server runs; it prints the new join string when it starts"),
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The folder of a server that was started once: asking must not make one.
-fn existing(server: &ServerState) -> Result<&Path, String> {
+pub fn existing(server: &ServerState) -> Result<&Path, String> {
     match server.state.is_dir() {
         true => Ok(&server.state),
         false => Err(format!(

@@ -3,9 +3,11 @@
 mod aggregate;
 mod data;
 mod federation;
+mod operation;
 mod partition;
 mod results;
 mod run;
+mod systemd;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +30,8 @@ pub fn run(command: Command) -> Outcome {
         Command::Aggregate(args) => aggregate::run(args),
         Command::Serve(args) => federation::serve(args),
         Command::Join(args) => federation::join(args),
+        Command::Status(args) => operation::status(&args),
+        Command::Jobs(server) => operation::jobs(&server),
         Command::Nodes(command) => federation::nodes(&command),
         Command::Ca(command) => federation::ca(&command),
     }

@@ -66,7 +66,7 @@ pub fn run(args: &RunArgs) -> Outcome {
             planned.extend(cells.into_iter().map(|cell| (target.path.clone(), settings.dir(&target), cell.runs)));
         }
     }
-    let interrupt = on_interrupt()?;
+    let interrupt = on_interrupt(|| {})?;
     let options = |path: &Path, dir: &Path| settings.options(dir, &interrupt, &run_command(path, settings));
     for (path, dir, runs) in &planned {
         runs.iter().try_for_each(|run| check_start(run, &options(path, dir)))?;
@@ -105,7 +105,7 @@ pub fn sweep(args: &SweepArgs) -> Outcome {
     if grids.is_empty() {
         return Err(format!("{} has no [sweep] table; name the grid with --grid FIELD=VALUES", args.target).into());
     }
-    let interrupt = on_interrupt()?;
+    let interrupt = on_interrupt(|| {})?;
     let options = |target: &Target, cell: &PlannedCell| {
         let command = sweep_command(&target.path, settings, &cell.cell.settings);
         settings.options(&cell.cell.dir(&settings.dir(target)), &interrupt, &command)
@@ -257,16 +257,32 @@ pub fn interrupted() -> ExitCode {
     ExitCode::from(130)
 }
 
-/// The first interrupt asks for an orderly end, the second ends at once: everything since the last checkpoint is then
-/// computed again by the next run.
-pub fn on_interrupt() -> Result<Arc<AtomicBool>, ctrlc::Error> {
+/// The first interrupt, of the terminal (Ctrl-C) or by SIGTERM, asks for an orderly end and does what `first` says; the
+/// second ends at once: everything since the last checkpoint is then computed again by the next run.
+pub fn on_interrupt(first: impl Fn() + Send + 'static) -> std::io::Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     let flag = asked.clone();
-    ctrlc::set_handler(move || {
+    each_signal(move || {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
         eprintln!("ending after this round; interrupt again to end at once");
+        first();
     })?;
     Ok(asked)
+}
+
+/// Acts on each wish of the system to end.
+#[cfg(unix)]
+fn each_signal(mut act: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let listen = move || signals.forever().for_each(|_| act());
+    std::thread::Builder::new().name("signals".to_owned()).spawn(listen).map(drop)
+}
+
+/// Acts on each wish of the system to end.
+#[cfg(not(unix))]
+fn each_signal(act: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+    ctrlc::set_handler(act).map_err(std::io::Error::other)
 }

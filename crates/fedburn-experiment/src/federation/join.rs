@@ -60,7 +60,13 @@ pub fn join(options: &JoinOptions) -> Result<(), FederationError> {
     let config = ClientConfig { server_away_secs: patience, connect_timeout_secs, backoff_cap_secs, ..config };
     let joined = quic::join(&options.join, identity, config)?;
     let planned = PlannedRun::read(joined.plan())?;
-    options.policy.permits_experiment(&planned.name, &planned.hash, &planned.config)?;
+    if let Err(violation) = options.policy.permits_experiment(&planned.name, &planned.hash, &planned.config) {
+        // The server's operator learns why; that it cannot be told changes nothing for this node.
+        if let Err(error) = joined.decline(&violation.to_string()) {
+            tracing::warn!(%error, "node.decline_untold");
+        }
+        return Err(violation.into());
+    }
     let run = Experiment::new(planned.name.as_ref(), planned.config.clone(), &options.data)?.run(planned.seed)?;
     let clients = chosen(&run, options.clients.as_deref())?;
     let count = clients.len();

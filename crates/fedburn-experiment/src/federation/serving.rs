@@ -16,11 +16,12 @@ use super::{FederationError, plan_of};
 use crate::assemble::Run;
 use crate::backend::BackendName;
 use crate::config::{FederationConfig, TransportConfig};
+use crate::operation::Monitor;
 use crate::progress::Progress;
 use crate::results::write_private;
 
 /// How a run is served to clients on other machines. What is `None` is as the experiment's `[transport]` table says.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Serving {
     /// Folder of the server's keys and certificates and its list of nodes, made where it is missing.
     pub state: PathBuf,
@@ -34,6 +35,8 @@ pub struct Serving {
     pub wait_for: Option<usize>,
     /// A file to write the join string to, once the server listens.
     pub join_file: Option<PathBuf>,
+    /// Who watches the run.
+    pub monitor: Monitor,
 }
 
 /// What a run that calls for clients gives the network.
@@ -89,6 +92,7 @@ impl Serving {
             &format!("listening on {address}; clients join with\n\n    fedburn join {join}\n"),
             &json!({ "event": "listening", "address": address.to_string(), "join": join.to_string() }),
         );
+        self.monitor.waiting(server.watch(), wanted);
         let server = Served { server: Some(server), known: run.clients().clients() };
         let came = wait(server.server(), wanted, config.wait_secs, *progress, call.interrupt)?;
         Ok(came.then_some(server))

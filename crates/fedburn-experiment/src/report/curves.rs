@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use fedburn::runtime::RoundRow;
+
 use super::chart::{Axis, Chart, Mark, PALETTE, Scale, Series};
 use crate::results::{ClientRow, ExperimentResults, SeedResults, SeedStatus};
 use crate::{Metric, Spread};
@@ -143,6 +145,37 @@ fn quantiles(sorted: &[f64]) -> Vec<(f64, f64)> {
         .collect()
 }
 
+/// A run as it goes on: held-out accuracy, losses, bytes and seconds by round, of at most so many rounds as a picture can
+/// show. The pictures are those of a report of one seed.
+pub(super) fn of_rounds(rows: &[RoundRow]) -> [Chart<'static>; 4] {
+    let step = rows.len().div_ceil(SHOWN_ROUNDS).max(1);
+    // The last round is always shown.
+    let shown: Vec<_> = rows.iter().rev().step_by(step).rev().collect();
+    let points = |value: fn(&RoundRow) -> Option<f64>| {
+        shown.iter().filter_map(|row| Some((row.round.0 as f64, value(row)?))).collect::<Vec<_>>()
+    };
+    let trained = |value: fn(&RoundRow) -> f64| {
+        shown.iter().filter(|row| row.round.0 > 0).map(|row| (row.round.0 as f64, value(row))).collect::<Vec<_>>()
+    };
+    let mebibytes = f64::from(1 << 20);
+    let up = Mark::Dashes(trained(|row| row.bytes_up as f64).into_iter().map(|(x, y)| (x, y / mebibytes)).collect());
+    let up = Series { label: Some("from clients".into()), colour: PALETTE[1], mark: up };
+    let down = trained(|row| row.bytes_down as f64).into_iter().map(|(x, y)| (x, y / mebibytes)).collect();
+    [
+        rounds_chart("held-out accuracy", Scale::Share, vec![line("federated", 0, points(|row| row.accuracy))]),
+        rounds_chart(
+            "loss",
+            Scale::Number,
+            vec![line("held-out", 0, points(|row| row.loss)), line("local training", 3, points(|row| row.train_loss))],
+        ),
+        rounds_chart("traffic per round, MiB", Scale::Amount, vec![line("to clients", 0, down), up]),
+        rounds_chart("seconds per round", Scale::Amount, vec![line("round", 0, trained(|row| row.seconds))]),
+    ]
+}
+
+/// Rounds of one picture.
+const SHOWN_ROUNDS: usize = 400;
+
 fn rounds_chart(label: &'static str, scale: Scale, series: Vec<Series>) -> Chart<'static> {
     let names: Vec<_> = series.iter().filter_map(|series| series.label.as_deref()).collect();
     let alt = format!("{label} by round: {}", names.join(", "));
@@ -187,6 +220,8 @@ fn level(label: &str, value: Option<f64>, colour: usize) -> Option<Series> {
 
 #[cfg(test)]
 mod tests {
+    use fedburn::core::RoundIndex;
+
     use super::*;
     use crate::fixture::{experiment, finished, interrupt};
 
@@ -203,6 +238,20 @@ mod tests {
         assert_eq!(accuracy(&results).series.iter().filter(|s| matches!(s.mark, Mark::Faint(_))).count(), 1);
         interrupt(&mut results.seeds[1], 2);
         assert_eq!(rounds(&results), [(1, 2)], "while none is finished, all count");
+    }
+
+    #[test]
+    fn of_many_rounds_the_last_is_shown_and_no_more_than_a_picture_holds() {
+        let rows = |n: u64| {
+            let row = |round| RoundRow { round: RoundIndex(round), accuracy: Some(0.5), ..RoundRow::default() };
+            (0..n).map(row).collect::<Vec<_>>()
+        };
+        for n in [1, 2, 400, 401, 10_000] {
+            let [accuracy, ..] = of_rounds(&rows(n));
+            let Mark::Line(points) = &accuracy.series[0].mark else { panic!("a line") };
+            assert!(points.len() <= SHOWN_ROUNDS && points.is_sorted_by(|a, b| a.0 < b.0));
+            assert_eq!(points.last().unwrap().0, (n - 1) as f64);
+        }
     }
 
     #[test]

@@ -13,6 +13,9 @@ mod sharpness;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use fedburn::runtime::RoundRow;
+use maud::Markup;
+
 use crate::Verdict;
 use crate::results::{ExperimentResults, ResultsError, write_atomic};
 
@@ -30,6 +33,21 @@ pub fn write_html(results: &ExperimentResults, verdicts: &[Verdict]) -> Result<P
     write_atomic(&path, html(results, verdicts).as_bytes())?;
     Ok(path)
 }
+
+/// The curves of a run as it goes on.
+pub(crate) fn live_figures(rounds: &[RoundRow]) -> Vec<Markup> {
+    let captions = [
+        "Accuracy of the global model on held-out data.",
+        "Loss of the global model on held-out data, and of the cohort's local training.",
+        "What models and updates weigh.",
+        "From the choice of the cohort to the new model.",
+    ];
+    let charts = curves::of_rounds(rounds).into_iter().zip(captions);
+    charts.map(|(chart, caption)| page::figure(&chart, "Nothing was measured yet.", caption)).collect()
+}
+
+/// The pages' style sheet.
+pub(crate) const STYLE: &str = include_str!("style.css");
 
 /// The line of a suite's page below which everything is written anew; an account of what the figures mean, written by
 /// hand above it, stays.

@@ -22,7 +22,7 @@ pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 title { (title) " · fedburn" }
-                style { (PreEscaped(include_str!("style.css"))) }
+                style { (PreEscaped(super::STYLE)) }
             }
             body {
                 header {
