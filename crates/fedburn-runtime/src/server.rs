@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientId, ClientSampler, CompressionConfig, Evaluator, Event, Metrics, Observer, ParamVector, Reply, Request,
-    RoundIndex, Seed, ServerTransport, StateStore, StopReason, Strategy,
+    ClientId, ClientInfo, ClientSampler, CompressionConfig, Evaluator, Event, Metrics, Observer, ParamVector, Reply,
+    Request, RoundIndex, Seed, ServerTransport, StateStore, StopReason, Strategy,
 };
 
 use crate::open_round::OpenRounds;
@@ -231,8 +231,25 @@ impl<B: Backend> Server<B> {
         measured
     }
 
+    /// Who may be asked. Where nobody is there, the first client is waited for, as long as a round may last: else the
+    /// rounds of a run whose network is down would end one after another at once.
+    fn available(&self) -> Arc<[ClientInfo]> {
+        let began = Instant::now();
+        loop {
+            let clients = self.transport.clients();
+            let waited = began.elapsed();
+            if !clients.is_empty() || waited >= self.config.timeout() {
+                return clients;
+            }
+            if waited < LOOK {
+                tracing::warn!(round = %self.finished().next(), "no client is there: the round waits for one");
+            }
+            std::thread::sleep(LOOK.min(self.config.timeout()));
+        }
+    }
+
     fn round(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
-        let clients = self.transport.clients();
+        let clients = self.available();
         let opened = self.began.elapsed();
         let effects = self.coordinator.step(Input::Begin(&clients), opened)?;
         let requests = self.apply(effects, watch)?;
@@ -404,3 +421,6 @@ fn count(totals: &mut RunTotals, event: &Event) {
 fn due(round: RoundIndex, every: u64) -> bool {
     every != 0 && round.0.is_multiple_of(every)
 }
+
+/// How often a server without clients looks for one.
+const LOOK: Duration = Duration::from_millis(50);

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -374,4 +375,46 @@ fn a_server_that_died_in_a_round_asks_only_those_that_it_has_nothing_of() {
     let (again, told, asked) = run(Kind::PerClient, &[100, usize::MAX]);
     assert_eq!((model, events), (again, told));
     assert_eq!(asked, [171, 171, 171], "single updates are not in any sum");
+}
+
+/// Has no clients at first, and after so many looks those of its transport.
+struct Late<T> {
+    transport: T,
+    looks: AtomicUsize,
+}
+
+impl<B: Backend, T: ServerTransport<B>> ServerTransport<B> for Late<T> {
+    fn clients(&self) -> Arc<[ClientInfo]> {
+        match self.looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
+            Ok(_) => Arc::default(),
+            Err(_) => self.transport.clients(),
+        }
+    }
+
+    fn exchange<'a>(
+        &'a mut self,
+        requests: Vec<(ClientId, Request<B>)>,
+        timeout: Duration,
+    ) -> Box<dyn Iterator<Item = Outcome<B>> + 'a> {
+        self.transport.exchange(requests, timeout)
+    }
+
+    fn close_round(&mut self, round: RoundIndex, included: &[ClientId]) -> Result<(), TransportError> {
+        self.transport.close_round(round, included)
+    }
+}
+
+#[test]
+fn a_round_waits_for_a_client_as_long_as_it_may_last() {
+    let run = |looks: usize, timeout_secs: f64| {
+        let transport = InProcess::new(Arc::new(EchoPopulation::new(5)), None, 1).unwrap();
+        let transport = Late { transport, looks: AtomicUsize::new(looks) };
+        let config = ServerConfig { eval_every: 0, timeout_secs, ..ServerConfig::new(3) };
+        let global = vector(&[0.0; 7], &model(), &Default::default());
+        let strategy = Kind::Mean.build::<Flex>();
+        let mut server = Server::new(config, transport, strategy, Box::new(All), global, Seed::new(9)).unwrap();
+        server.run(&mut []).unwrap().totals.abandoned
+    };
+    assert_eq!(run(3, 3_600.0), 0, "no round ends because its clients come a little late");
+    assert_eq!(run(usize::MAX, 0.001), 3, "and none lasts longer than it may");
 }
