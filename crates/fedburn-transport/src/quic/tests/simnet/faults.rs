@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fedburn_core::Seed;
+use fedburn_core::{Codec, CompressionConfig, Seed};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
@@ -44,6 +44,8 @@ pub(super) struct Script {
     pub(super) checkpoint_every: u64,
     /// Whether the server keeps answers on disk before it acknowledges them.
     pub(super) keeps_answers: bool,
+    /// How models and updates are written.
+    pub(super) compression: CompressionConfig,
     /// Updates that a round needs.
     pub(super) min_updates: usize,
     /// Longest time that a client trains for, and that a write to the server's disk takes.
@@ -62,6 +64,7 @@ impl Script {
             values: 700,
             checkpoint_every: 1,
             keeps_answers: false,
+            compression: CompressionConfig::default(),
             min_updates: 1,
             training,
             disk: Duration::ZERO,
@@ -78,6 +81,7 @@ impl Script {
             values: [700, 6_000][rng.random_range(0..2)],
             checkpoint_every: rng.random_range(1..=3),
             keeps_answers: rng.random_bool(0.5),
+            compression: CompressionConfig::default(),
             min_updates: rng.random_range(1..=nodes),
             training: millis(rng, 10..3_000),
             disk: millis(rng, 1..200),
@@ -89,6 +93,19 @@ impl Script {
         }
         script.faults.sort_by_key(|(at, _)| *at);
         script
+    }
+
+    /// The same world with models and updates in codecs.
+    pub(super) fn compressed(self, seed: Seed) -> Self {
+        let rng = &mut seed.rng();
+        let up = [Codec::F32 {}, Codec::F16 {}, Codec::Int8 {}, Codec::ScaledSign {}, Codec::TopK { ratio: 0.1 }];
+        let down = [Codec::F32 {}, Codec::Bf16 {}, Codec::Int4 {}];
+        let compression = CompressionConfig {
+            up: up[rng.random_range(0..up.len())],
+            down: down[rng.random_range(0..down.len())],
+            error_feedback: rng.random_bool(0.5),
+        };
+        Self { compression, ..self }
     }
 
     fn incident(&mut self, rng: &mut ChaCha8Rng, nodes: usize) {

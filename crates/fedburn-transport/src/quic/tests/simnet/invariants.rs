@@ -13,6 +13,8 @@ use fedburn_core::{
 use fedburn_runtime::{All, Coordinator, Effect, Input};
 use fedburn_testkit::{EchoPopulation, vector};
 
+use super::faults::Script;
+
 /// The mean itself.
 struct Plain;
 
@@ -27,9 +29,11 @@ impl MeanStrategy<Flex> for Plain {
 }
 
 /// The federation before its first round.
-pub(super) fn coordinator(schema: &Arc<ParamSchema>, min_updates: usize) -> Coordinator<Flex> {
+pub(super) fn coordinator(schema: &Arc<ParamSchema>, script: &Script) -> Coordinator<Flex> {
     let global = vector(&vec![0.0; schema.num_values()], schema, &FlexDevice);
-    Coordinator::new(Strategy::Mean(Box::new(Plain)), Box::new(All), global, Seed::new(9), min_updates)
+    let strategy = Strategy::Mean(Box::new(Plain));
+    Coordinator::new(strategy, Box::new(All), global, Seed::new(9), script.min_updates)
+        .with_compression(script.compression)
 }
 
 /// The rounds that count, each as the server that closed it saw it.
@@ -61,8 +65,8 @@ impl Published {
     }
 
     /// Does every round again from whom it included, and compares models bit for bit.
-    pub(super) fn check(&self, schema: &Arc<ParamSchema>, min_updates: usize) {
-        let mut coordinator = coordinator(schema, min_updates);
+    pub(super) fn check(&self, schema: &Arc<ParamSchema>, script: &Script) {
+        let mut coordinator = coordinator(schema, script);
         let (population, mut states) = (EchoPopulation::new(32), BTreeMap::new());
         let mut answerer = Answerer::<Flex>::new(&population);
         for (round, closed) in &self.0 {

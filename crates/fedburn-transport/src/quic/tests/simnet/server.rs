@@ -84,7 +84,7 @@ struct Running {
 impl Running {
     async fn run(mut self, checkpoint: Option<Checkpoint>) {
         let world = self.world.clone();
-        let mut coordinator = coordinator(&world.schema, world.script.min_updates);
+        let mut coordinator = coordinator(&world.schema, &world.script);
         if let Some(Checkpoint { round, values }) = checkpoint {
             let global = vector(&values, &world.schema, &FlexDevice);
             coordinator.restore(round, global, None, StateDict::new()).unwrap();
