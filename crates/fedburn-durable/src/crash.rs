@@ -120,15 +120,16 @@ impl State {
     fn take(&mut self, step: Step<'_>, path: &Path) {
         let inside = |path: &Path, dir: &Path| path.parent() == Some(dir);
         match step {
-            Step::Create if !path.exists() => {
+            Step::Create if path.exists() => {}
+            Step::Create => {
                 self.unnamed.push(Unnamed::Made(path.to_owned()));
                 self.unsynced.insert(path.to_owned(), 0);
             }
-            Step::Create | Step::SyncDirectory if path.is_dir() => self.unnamed.retain(|unnamed| match unnamed {
+            Step::CreateDirectory => self.unnamed.push(Unnamed::Made(path.to_owned())),
+            Step::SyncDirectory => self.unnamed.retain(|unnamed| match unnamed {
                 Unnamed::Made(made) => !inside(made, path),
                 Unnamed::Renamed { to, .. } => !inside(to, path),
             }),
-            Step::Create | Step::SyncDirectory => {}
             Step::Write => {
                 let len = fs::metadata(path).map_or(0, |file| file.len());
                 self.unsynced.entry(path.to_owned()).or_insert(len);
@@ -142,6 +143,9 @@ impl State {
             }
             Step::Rename(from) => {
                 let old = fs::read(path).ok();
+                if let Some(len) = self.unsynced.remove(from) {
+                    self.unsynced.insert(path.to_owned(), len);
+                }
                 self.unnamed.push(Unnamed::Renamed { from: from.to_owned(), to: path.to_owned(), old });
             }
             Step::Remove => {

@@ -71,7 +71,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// # Errors
 /// What the system says.
 pub fn create_dir(path: &Path) -> io::Result<()> {
-    allow(Step::Create, path)?;
+    allow(Step::CreateDirectory, path)?;
     fs::create_dir(path)
 }
 
@@ -109,6 +109,7 @@ pub fn unless_missing<T: Default>(result: io::Result<T>) -> io::Result<T> {
 #[cfg_attr(not(any(test, feature = "crash")), expect(dead_code, reason = "looked at by tests that crash"))]
 pub(crate) enum Step<'a> {
     Create,
+    CreateDirectory,
     Write,
     Truncate,
     Sync,

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::federation::Durability;
 use crate::layers::{self, Change};
 use crate::{Metric, MetricError};
 
@@ -114,6 +115,8 @@ pub struct FederationConfig {
     /// Seconds that the server waits for them; for ever where absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_secs: Option<u64>,
+    /// What the server has on disk of a round that is not over: `round`, `accumulator`, `update` or `auto`.
+    pub durability: Durability,
     /// The network's settings.
     pub network: QuicConfig,
 }

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use burn::tensor::backend::Backend;
 use fedburn::core::{
     ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, ParamSchema, Purpose, RoundIndex,
-    SchemaError, ServerTransport, StateError, StopReason, TransportError, flatten,
+    SchemaError, ServerTransport, StateError, StopReason, Strategy, TransportError, flatten,
 };
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
@@ -26,7 +26,7 @@ use crate::backend::{BackendError, BackendJob, BackendName};
 use crate::baselines::{Baseline, BaselineError};
 use crate::clients;
 use crate::config::{ConfigError, TransportConfig};
-use crate::federation::{Call, FederationError, Serving};
+use crate::federation::{Call, Durability, FederationError, Load, Serving};
 use crate::progress::Progress;
 use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
 
@@ -274,23 +274,32 @@ impl Job<'_> {
         let found = checkpoints.latest::<B>(initial.schema(), &device)?;
         let resumed = found.as_ref().map_or(RoundIndex(0), |checkpoint| checkpoint.round);
         let workers = config.transport.workers();
-        let Some(transport) = self.transport(&device, initial.schema(), resumed)? else {
+        let strategy = experiment.strategy()?;
+        let looks_at_single = matches!(strategy, Strategy::PerClient(_)) || !run.attack().attackers().is_empty();
+        let served = match &self.options.serving {
+            Some(serving) => Some(serving.durability(run, &self.dir, self.load(initial.schema(), looks_at_single)?)?),
+            None => None,
+        };
+        let Some(transport) = self.transport(&device, initial.schema(), resumed, served)? else {
             return Ok(SeedOutcome::Interrupted(resumed));
         };
         let transport = DroppingOut::new(transport, run.availability(), run.seeds());
         let transport = Attacked::new(transport, run.attack().clone());
         let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
         let mut pace = config.server.clone();
-        if self.options.serving.is_some() {
+        if served.is_some() {
             // Nodes forget their answers to a round when it ends: it must never be asked for again.
             pace.checkpoint_every = 1;
         }
-        let server = Server::new(pace, transport, experiment.strategy()?, sampler, initial.clone(), run.seeds())?;
+        let server = Server::new(pace, transport, strategy, sampler, initial.clone(), run.seeds())?;
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device.clone()).with_threads(workers);
         let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
         let mut server = server.with_threads(workers).with_compression(config.compression);
-        if self.options.serving.is_some() {
+        if let Some(durability) = served {
             server = server.with_staging(&self.dir);
+            if durability == Durability::Accumulator {
+                server = server.with_open_rounds(self.path("open-round"), &self.hash);
+            }
         }
         if server.coordinator().strategy().remembers_clients() {
             server = server.with_memory(Arc::new(DiskStore::open(self.path("memory"), resumed)?));
@@ -347,6 +356,16 @@ impl Job<'_> {
         Ok(SeedOutcome::Finished(Box::new(figures)))
     }
 
+    /// What a round may ask of the disk.
+    fn load(&self, schema: &ParamSchema, looks_at_single: bool) -> Result<Load, RunError> {
+        let run = self.run;
+        let sampler = run.sampler().map_err(|reason| RunError::Assembly { reason })?;
+        let seed = run.seeds().purpose(Purpose::Sampling);
+        let cohort = sampler.sample(RoundIndex(1), &run.clients().clients(), seed).len() as u64;
+        let deadline = run.experiment().config().server.timeout();
+        Ok(Load { bytes: cohort * schema.num_bytes(), deadline, looks_at_single })
+    }
+
     /// What carries requests to clients, the only difference between a simulation and a federation; `None` where the
     /// user's interrupt came before the clients did.
     fn transport<B: Kernels>(
@@ -354,11 +373,13 @@ impl Job<'_> {
         device: &B::Device,
         schema: &Arc<ParamSchema>,
         resumed: RoundIndex,
+        served: Option<Durability>,
     ) -> Result<Option<Box<dyn ServerTransport<B>>>, RunError> {
         let RunOptions { backend, progress, interrupt, serving, .. } = self.options;
-        if let Some(serving) = serving {
+        if let (Some(serving), Some(durability)) = (serving, served) {
             let (run, dir, backend, progress) = (self.run, &*self.dir, *backend, *progress);
-            let server = serving.start(&Call { run, backend, dir, schema, device, resumed, progress, interrupt })?;
+            let server =
+                serving.start(&Call { run, backend, dir, schema, device, resumed, durability, progress, interrupt })?;
             return Ok(server.map(|server| Box::new(server) as Box<dyn ServerTransport<B>>));
         }
         let states = self.path("clients");

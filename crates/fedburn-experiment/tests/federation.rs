@@ -125,9 +125,8 @@ fn killed_clients_leave_no_trace_of(config: &str) {
 
 /// Kills the server every few rounds, and a node now and then. The nodes must find out soon, so that silence ends a
 /// connection after a second.
-fn killed_servers_leave_no_trace(config: &str, seed: Seed) {
-    let transport = "transport = { kind = \"quic\", network = { idle_timeout_secs = 1 } }\n";
-    let place = Workplace::new(&(config.to_owned() + transport));
+fn killed_servers_leave_no_trace(config: &str, durability: &str, seed: Seed) {
+    let place = Workplace::new(&(config.to_owned() + &impatient(durability)));
     let simulated = in_process(&place, "--workers 2");
     let mut federation = Federation::new(&place, "served", "");
     let mut server = federation.serve();
@@ -152,14 +151,55 @@ fn killed_servers_leave_no_trace(config: &str, seed: Seed) {
     federation.finish(server, nodes).assert_same(&simulated, "after kills");
 }
 
+fn impatient(durability: &str) -> String {
+    format!("transport = {{ kind = \"quic\", durability = \"{durability}\", network = {{ idle_timeout_secs = 1 }} }}\n")
+}
+
 #[test]
 fn a_killed_server_goes_on_where_clients_keep_state() {
-    killed_servers_leave_no_trace(SCAFFOLD, Seed::new(22));
+    killed_servers_leave_no_trace(SCAFFOLD, "round", Seed::new(22));
 }
 
 #[test]
 fn a_killed_server_goes_on_where_it_remembers_clients() {
-    killed_servers_leave_no_trace(EWWA, Seed::new(23));
+    killed_servers_leave_no_trace(EWWA, "accumulator", Seed::new(23));
+}
+
+#[test]
+fn a_killed_server_goes_on_where_it_keeps_answers() {
+    killed_servers_leave_no_trace(SCAFFOLD, "update", Seed::new(24));
+}
+
+/// More clients a round than updates between two writings of the sums.
+const MANY: &str = r#"
+title = "Sums of many"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "iid", clients = 72 }
+model = { kind = "softmax" }
+client = { rule = "sgd", epochs = 1, batch_size = 32, lr = 0.1 }
+strategy = { kind = "fedavg" }
+sampler = { kind = "all" }
+server = { rounds = 4 }
+"#;
+
+#[test]
+fn a_server_killed_over_its_sums_asks_the_others_only() {
+    let place = Workplace::new(&(MANY.to_owned() + &impatient("accumulator")));
+    let simulated = in_process(&place, "--workers 2");
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    let nodes = (0..2).map(|n| federation.join(&format!("node-{n}"), &format!("{}..{}", 36 * n, 36 * n + 36)));
+    let nodes: Vec<_> = nodes.collect();
+    let (dir, mut kills) = (federation.dir(), 0);
+    // The file is there from the 64th update on, until the round's checkpoint.
+    while kills < 3 && server.until(|| dir.join("open-round").exists()) {
+        server.kill();
+        kills += 1;
+        server = federation.serve();
+    }
+    assert_eq!(kills, 3);
+    federation.finish(server, nodes).assert_same(&simulated, "after kills");
 }
 
 #[test]

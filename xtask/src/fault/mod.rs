@@ -2,6 +2,7 @@
 
 mod crowd;
 mod fuzz;
+mod kill;
 mod loris;
 mod loss;
 mod simnet;
@@ -23,6 +24,8 @@ enum Suite {
     Crowd(crowd::Crowd),
     /// Feed every decoder of the network protocol with arbitrary bytes.
     Fuzz(fuzz::Fuzz),
+    /// Kill a federation's server again and again, in each way of keeping an open round.
+    Kill(kill::Kill),
     /// Hold a server up with slow nodes.
     Loris(loris::Loris),
     /// Lose packets on the way; needs root, iproute2 and nftables.
@@ -40,6 +43,7 @@ impl Fault {
         let call = match self.suite {
             Suite::Crowd(crowd) => crowd.call(),
             Suite::Fuzz(fuzz) => fuzz.call(),
+            Suite::Kill(kill) => return kill.run().map(|()| ExitCode::SUCCESS),
             Suite::Loris(loris) => loris.call(),
             Suite::Loss(loss) => loss.call(),
             Suite::Simnet(simnet) => simnet.call(),

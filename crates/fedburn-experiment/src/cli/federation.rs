@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::backend::BackendName;
+use crate::federation::Durability;
 
 /// Arguments of `serve`.
 #[derive(Clone, Debug, Args)]
@@ -24,6 +25,9 @@ pub struct ServeArgs {
     /// Clients that must be there before the first round [default: the file's, else all of the experiment].
     #[arg(long)]
     pub wait_for: Option<usize>,
+    /// What to have on disk of a round that is not over [default: the file's, else auto].
+    #[arg(long)]
+    pub durability: Option<Durability>,
     /// Write the join string to this file too.
     #[arg(long)]
     pub join_file: Option<PathBuf>,

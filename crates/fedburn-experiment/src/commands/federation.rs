@@ -61,6 +61,7 @@ pub fn serve(args: ServeArgs) -> Outcome {
             listen: args.listen,
             public_host: args.public_host.clone(),
             wait_for: args.wait_for,
+            durability: args.durability,
             join_file: args.join_file.clone(),
             monitor: monitor.clone(),
         }),

@@ -101,6 +101,14 @@ pub enum FederationError {
         /// What to do.
         reason: &'static str,
     },
+    /// The disk of the run's folder cannot be written.
+    #[error("{}: {source}", place.display())]
+    Disk {
+        /// The folder.
+        place: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The backend cannot be used.
     #[error("{source}")]
     Backend {

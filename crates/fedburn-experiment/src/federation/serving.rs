@@ -12,7 +12,7 @@ use fedburn::train::ClientDataSource;
 use fedburn::transport::quic::{QuicError, QuicServer, RunFiles, ServerIdentity};
 use serde_json::json;
 
-use super::{FederationError, plan_of};
+use super::{Durability, FederationError, Load, plan_of};
 use crate::assemble::Run;
 use crate::backend::BackendName;
 use crate::config::{FederationConfig, TransportConfig};
@@ -33,6 +33,8 @@ pub struct Serving {
     pub public_host: Option<String>,
     /// Number of clients that must be there before the first round.
     pub wait_for: Option<usize>,
+    /// What to have on disk of a round that is not over.
+    pub durability: Option<Durability>,
     /// A file to write the join string to, once the server listens.
     pub join_file: Option<PathBuf>,
     /// Who watches the run.
@@ -49,11 +51,19 @@ pub(crate) struct Call<'a, B: Backend> {
     pub device: &'a B::Device,
     /// The round after which the run goes on.
     pub resumed: RoundIndex,
+    /// What is on disk of a round that is not over, as [`Serving::durability`] decided.
+    pub durability: Durability,
     pub progress: Progress,
     pub interrupt: &'a AtomicBool,
 }
 
 impl Serving {
+    /// Decides what is on disk of a round that is not over.
+    pub(crate) fn durability(&self, run: &Run, dir: &Path, load: Load) -> Result<Durability, FederationError> {
+        let wanted = self.durability.unwrap_or(config(run).durability);
+        wanted.decide(dir, load).map_err(|source| FederationError::Disk { place: dir.to_path_buf(), source })
+    }
+
     /// Listens, says where, and waits for clients; `None` where the user's interrupt came first. What comes back says
     /// goodbye to the nodes when it is dropped; a server that is killed says nothing, and they wait for its return.
     pub(crate) fn start<B: Backend>(
@@ -61,16 +71,14 @@ impl Serving {
         call: &Call<'_, B>,
     ) -> Result<Option<impl ServerTransport<B> + use<B>>, FederationError> {
         let Call { run, dir, resumed, progress, .. } = call;
-        let config = match &run.experiment().config().transport {
-            TransportConfig::Quic(config) => (**config).clone(),
-            TransportConfig::InProcess { .. } => FederationConfig::default(),
-        };
+        let config = config(run);
         let clients = run.clients().clients().len();
         let wanted = self.wait_for.or(config.wait_for).unwrap_or(clients);
         if !(1..=clients).contains(&wanted) {
             return Err(FederationError::WaitFor { wanted, clients });
         }
-        let files = RunFiles::new(dir, *resumed);
+        let keep_answers = call.durability == Durability::Update;
+        let files = RunFiles { keep_answers, ..RunFiles::new(dir, *resumed) };
         if *resumed > RoundIndex(0) && !files.participation.exists() {
             let reason = "this run was begun in one process, which keeps its clients' states; \
                           go on with `experiment run`, or serve it with another --out";
@@ -90,12 +98,25 @@ impl Serving {
         }
         progress.tell(
             &format!("listening on {address}; clients join with\n\n    fedburn join {join}\n"),
-            &json!({ "event": "listening", "address": address.to_string(), "join": join.to_string() }),
+            &json!({
+                "event": "listening",
+                "address": address.to_string(),
+                "join": join.to_string(),
+                "durability": call.durability,
+            }),
         );
         self.monitor.waiting(server.watch(), wanted);
         let server = Served { server: Some(server), known: run.clients().clients() };
         let came = wait(server.server(), wanted, config.wait_secs, *progress, call.interrupt)?;
         Ok(came.then_some(server))
+    }
+}
+
+/// The experiment's table, as by default where it has none.
+fn config(run: &Run) -> FederationConfig {
+    match &run.experiment().config().transport {
+        TransportConfig::Quic(config) => (**config).clone(),
+        TransportConfig::InProcess { .. } => FederationConfig::default(),
     }
 }
 

@@ -77,7 +77,10 @@ pub(super) async fn deliver(shared: &Shared, answer: &Prepared) -> Result<Commit
     loop {
         let live = shared.live().await?;
         match attempt(shared, &live, answer).await {
-            Ok(state) => return Ok(state),
+            Ok(state) => {
+                tracing::debug!(task = %answer.task, ?state, "answer.acknowledged");
+                return Ok(state);
+            }
             Err(Failure::Superseded) => return Ok(CommitState::Superseded),
             Err(Failure::Passing(reason)) => {
                 tracing::debug!(task = %answer.task, reason, "answer.interrupted");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fedburn_core::{ClientId, RoundIndex};
 
-use super::answer::Prepared;
+use super::answer::{Content, Prepared};
 use crate::wire::TaskId;
 
 /// Answers that the server does not keep, of rounds that have not ended. A server that was killed after it acknowledged
@@ -14,15 +14,20 @@ pub(super) struct Kept {
     answers: VecDeque<Arc<Prepared>>,
     bytes: u64,
     most: u64,
+    /// Updates of rounds up to here are not asked for again.
+    closed: RoundIndex,
 }
 
 impl Kept {
     pub(super) fn new(most: u64) -> Self {
-        Self { answers: VecDeque::new(), bytes: 0, most }
+        Self { answers: VecDeque::new(), bytes: 0, most, closed: RoundIndex(0) }
     }
 
     /// Keeps an answer, at the cost of the oldest ones where there is no room.
     pub(super) fn add(&mut self, answer: Arc<Prepared>) {
+        if matches!(answer.content, Content::Update(_)) && answer.round <= self.closed {
+            return;
+        }
         self.remove(|kept| kept.task == answer.task);
         self.bytes += answer.len();
         self.answers.push_back(answer);
@@ -45,12 +50,14 @@ impl Kept {
     /// The round ended: nobody asks for its answers again.
     pub(super) fn round_closed(&mut self, round: RoundIndex) {
         self.remove(|kept| kept.round <= round);
+        self.closed = self.closed.max(round);
     }
 
     /// A client is asked to train in this round: a server that went back will ask for later rounds anew, and the client
     /// needs the states that training in them leaves.
     pub(super) fn goes_back(&mut self, to: RoundIndex) {
         self.remove(|kept| kept.round > to);
+        self.closed = self.closed.min(RoundIndex(to.0.saturating_sub(1)));
     }
 
     /// A client is asked to train from its state of the round `state_of`: later states are dropped for that, and an answer
@@ -69,7 +76,6 @@ impl Kept {
 mod tests {
     use fedburn_core::{ClientFailure, Metrics};
 
-    use super::super::answer::Content;
     use super::*;
 
     fn answer(task: u8, round: u64) -> Arc<Prepared> {

@@ -42,6 +42,8 @@ pub(super) struct Shared {
     pub(super) downloads: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
     federation: Mutex<Federation>,
+    /// Until then nodes of an earlier life may be on their way back.
+    returned: Option<Instant>,
     /// Told when clients come or go.
     changed: Notify,
     /// Changes when an exchange ends.
@@ -93,6 +95,7 @@ impl Shared {
             parts;
         Self {
             uploads: Slots::new(&config),
+            returned: Instant::now().checked_add(config.reconnect_grace()),
             downloads: Arc::new(Semaphore::new(config.download_slots)),
             counters: Arc::default(),
             config,
@@ -156,7 +159,10 @@ impl Shared {
         let mut told = None;
         loop {
             let changed = self.changed.notified();
-            let count = self.clients().len();
+            // Who answered before a crash counts as there once nodes had time to come back: the round after needs them.
+            let now = Instant::now();
+            let returning = self.returned.is_none_or(|returned| now < returned);
+            let count = if returning { self.lock().clients.len() } else { self.clients().len() };
             if told != Some(count) {
                 seen(count);
                 told = Some(count);
@@ -164,12 +170,13 @@ impl Shared {
             if count >= clients {
                 return true;
             }
-            match deadline {
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return false;
+            }
+            let returned = self.returned.filter(|_| returning);
+            match deadline.into_iter().chain(returned).min() {
                 None => changed.await,
-                Some(deadline) => match timeout_at(deadline, changed).await {
-                    Ok(()) => {}
-                    Err(_) => return false,
-                },
+                Some(until) => drop(timeout_at(until, changed).await),
             }
         }
     }

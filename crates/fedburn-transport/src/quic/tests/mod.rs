@@ -1,5 +1,6 @@
 //! Server and nodes on loopback, real sockets and TLS; and nodes that do not keep to the rules.
 
+mod crash;
 mod crowd;
 mod federation;
 mod hostile;
