@@ -105,7 +105,7 @@ impl Serving {
                 "durability": call.durability,
             }),
         );
-        self.monitor.waiting(server.watch(), wanted);
+        self.monitor.waiting(server.watch(), wanted, call.durability);
         let server = Served { server: Some(server), known: run.clients().clients() };
         let came = wait(server.server(), wanted, config.wait_secs, *progress, call.interrupt)?;
         Ok(came.then_some(server))

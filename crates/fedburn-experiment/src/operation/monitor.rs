@@ -10,6 +10,7 @@ use fedburn::runtime::RoundRow;
 use fedburn::transport::quic::{NetworkStatus, NetworkWatch, Traffic};
 
 use super::snapshot::{Cohort, Failure, JobState, Phase, RoundRows, RunFacts, Snapshot};
+use crate::federation::Durability;
 
 /// Knows what a served run is doing. Clones know the same.
 #[derive(Clone)]
@@ -81,9 +82,10 @@ impl Monitor {
         }
     }
 
-    /// The server waits for so many clients.
-    pub(crate) fn waiting(&self, network: NetworkWatch, wanted: usize) {
+    /// The server waits for so many clients; of a round that is not over it keeps so much on disk.
+    pub(crate) fn waiting(&self, network: NetworkWatch, wanted: usize, durability: Durability) {
         let mut watched = self.lock();
+        watched.snapshot.durability.push_str(&format!(", durability {durability}"));
         watched.network = Some(network);
         watched.snapshot.wanted = wanted as u64;
         watched.snapshot.phase = Phase::Waiting;
