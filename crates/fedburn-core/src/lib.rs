@@ -31,6 +31,7 @@ mod codec;
 mod compression;
 mod error;
 mod evaluator;
+mod generator;
 mod memory_store;
 mod metrics;
 mod mixing;
@@ -53,12 +54,16 @@ pub use codec::{Codec, CodecError};
 pub use compression::{CompressionConfig, Encoded};
 pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
 pub use evaluator::Evaluator;
+pub use generator::{Generator, GeneratorFamily, Pictures};
 pub use memory_store::MemoryStore;
 pub use metrics::{Mean, MetricName, Metrics};
 pub use mixing::MixingWeights;
 pub use model::{ClassId, Classifier, Mode, ModelFamily};
 pub use observer::{Event, Observer, StopReason};
-pub use params::{ParamEntry, ParamKind, ParamSchema, ParamVector, flatten, load, schema_of};
+pub use params::{
+    ParamEntry, ParamKind, ParamSchema, ParamVector, flat_gradients, flatten, load, load_frozen, load_to_train,
+    schema_of,
+};
 pub use population::{Population, Worker};
 pub use round::{Round, RoundIndex};
 pub use sampler::ClientSampler;

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ClientFailure, ClientId, Metrics, MixingWeights, RoundIndex};
+use crate::{ClientFailure, ClientId, Metrics, MixingWeights, Pictures, RoundIndex};
 
 /// Why an observer wants the run to end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,13 @@ pub enum Event {
         round: RoundIndex,
         /// The weights.
         weights: MixingWeights,
+    },
+    /// The strategy's generator showed what it makes.
+    Generated {
+        /// The round.
+        round: RoundIndex,
+        /// The pictures.
+        pictures: Pictures,
     },
     /// The round's updates became the next global vector.
     RoundCommitted {
@@ -136,6 +143,7 @@ impl Event {
             | Self::ClientTrained { round, .. }
             | Self::ClientFailed { round, .. }
             | Self::Mixed { round, .. }
+            | Self::Generated { round, .. }
             | Self::RoundCommitted { round, .. }
             | Self::RoundAbandoned { round, .. }
             | Self::Evaluated { round, .. }

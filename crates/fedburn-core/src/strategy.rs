@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AggregateError, ClientId, ClientUpdate, Metrics, MixingWeights, ParamVector, Reports, Round, RoundIndex,
+    AggregateError, ClientId, ClientUpdate, Metrics, MixingWeights, ParamVector, Pictures, Reports, Round, RoundIndex,
     SchemaError, SideInfo, StateDict, StateError,
 };
 
@@ -46,11 +46,13 @@ pub struct Aggregate<B: Backend> {
     pub metrics: Metrics,
     /// How much each client counted, where the strategy decides it.
     pub mixing: Option<MixingWeights>,
+    /// Examples of what the strategy's generator makes, where it has one and shows them.
+    pub pictures: Option<Pictures>,
 }
 
 impl<B: Backend> From<ParamVector<B>> for Aggregate<B> {
     fn from(global: ParamVector<B>) -> Self {
-        Self { global, deploy: None, metrics: Metrics::new(), mixing: None }
+        Self { global, deploy: None, metrics: Metrics::new(), mixing: None, pictures: None }
     }
 }
 

@@ -45,7 +45,8 @@ impl<B: Backend> SideInfo<B> {
     }
 }
 
-/// What a strategy asks clients to report besides parameters. Each item is personal data; nothing by default.
+/// What a strategy asks clients to report besides parameters. Each item is personal data; nothing by default. Clients
+/// may keep their class counts to themselves; without the rest, an update is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reports {
     /// Number of training examples of each class.

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::backend::Backend;
 use fedburn::core::{ClientSampler, Purpose, Seed, Strategy};
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, PartitionStatistics};
-use fedburn::models::Zoo;
+use fedburn::models::{GeneratorConfig, ModelError, Zoo};
+use fedburn::ops::Kernels;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
-use fedburn::strategies::Mixing;
+use fedburn::strategies::{FedFtg, FedFtgConfig, Mixing, ServerModels, StrategyConfigError};
 use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig};
 
 use crate::compatibility;
@@ -139,9 +139,20 @@ impl Experiment {
     ///
     /// # Errors
     /// [`ConfigError::Value`].
-    pub fn strategy<B: Backend>(&self) -> Result<Strategy<B>, ConfigError> {
+    pub fn strategy<B: Kernels>(&self) -> Result<Strategy<B>, ConfigError> {
         let refuse = |reason: String| ConfigError::Value { path: self.path.clone(), table: "strategy", reason };
-        self.config.strategy.clone().build().map_err(|e| refuse(e.to_string()))
+        self.config.strategy.clone().build_with(self).map_err(|e| refuse(e.to_string()))
+    }
+}
+
+impl<B: Kernels> ServerModels<B> for Experiment {
+    fn fedftg(&self, config: FedFtgConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        let train = &self.dataset.train;
+        let sizes = GeneratorConfig { noise: config.noise, width: config.width };
+        let generator = sizes.build(train.shape(), train.num_classes());
+        let reason = |e: ModelError| StrategyConfigError::Models { kind: "fedftg", reason: e.to_string() };
+        let strategy = FedFtg::new(config, base, self.zoo.clone(), generator.map_err(reason)?)?;
+        Ok(Strategy::PerClient(Box::new(strategy)))
     }
 }
 

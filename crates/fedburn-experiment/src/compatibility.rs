@@ -82,12 +82,23 @@ fn wrappers(strategy: &StrategyConfig) -> Result<(), Incompatible> {
     let count = |is: fn(&StrategyConfig) -> bool| strategy.layers().filter(|layer| is(layer)).count();
     let wrappers = [
         ("swa", count(|layer| matches!(layer, StrategyConfig::Swa(_)))),
+        ("fedftg", count(|layer| matches!(layer, StrategyConfig::FedFtg(_)))),
         ("norm_clipping", count(|layer| matches!(layer, StrategyConfig::NormClipping(_)))),
     ];
     match wrappers.into_iter().find(|(_, count)| *count > 1) {
         Some((kind, _)) => refuse("strategy", format!("`{kind}` wraps another `{kind}`, expected one at most")),
+        None if averages_before_tuning(strategy) => {
+            let reason = "`fedftg` around `swa` would fine-tune a model that is not the one that is evaluated; expected \
+                          `swa` around `fedftg`";
+            refuse("strategy", reason.to_owned())
+        }
         None => Ok(()),
     }
+}
+
+fn averages_before_tuning(strategy: &StrategyConfig) -> bool {
+    let mut inside = strategy.layers().skip_while(|layer| !matches!(layer, StrategyConfig::FedFtg(_)));
+    inside.any(|layer| matches!(layer, StrategyConfig::Swa(_)))
 }
 
 /// FedNova divides by what steps of SGD add up to.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use fedburn::core::{Event, MixingWeights};
+use fedburn::core::{Event, MixingWeights, Pictures};
 
 use crate::files::{noted, open};
 
@@ -15,6 +15,8 @@ pub(crate) struct Told {
     pub(crate) incidents: BTreeMap<String, u64>,
     /// How much each client counted, where the strategy decided it.
     pub(crate) mixing: Option<Mixing>,
+    /// What a generator made, by round.
+    pub(crate) pictures: BTreeMap<u64, Pictures>,
 }
 
 /// How much each client counted over the rounds of a run, tensor by tensor.
@@ -61,13 +63,13 @@ impl Mixing {
 pub(crate) fn read(dir: &Path, problems: &mut Vec<String>) -> Told {
     let name = "events.jsonl";
     let Some(file) = noted(problems, open(dir, name)) else { return Told::default() };
-    let (mut told, mut mixed) = (BTreeMap::new(), BTreeMap::new());
+    let (mut told, mut mixed, mut pictures) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut reader, mut line, mut number) = (BufReader::new(file), Vec::new(), 0);
     // A line without its end is one that a killed run did not finish.
     while matches!(reader.read_until(b'\n', &mut line), Ok(length) if length > 0) && line.ends_with(b"\n") {
         number += 1;
         // Most lines are of no interest, and a search costs less than decoding.
-        let of_interest = [&b"client_failed"[..], b"round_abandoned", b"\"mixed\""];
+        let of_interest = [&b"client_failed"[..], b"round_abandoned", b"\"mixed\"", b"\"generated\""];
         if of_interest.iter().any(|words| line.windows(words.len()).any(|window| window == *words)) {
             match serde_json::from_slice(&line) {
                 Ok(Event::ClientFailed { round, client, failure }) => {
@@ -78,6 +80,9 @@ pub(crate) fn read(dir: &Path, problems: &mut Vec<String>) -> Told {
                 }
                 Ok(Event::Mixed { round, weights }) => {
                     mixed.insert(round.0, weights);
+                }
+                Ok(Event::Generated { round, pictures: made }) => {
+                    pictures.insert(round.0, made);
                 }
                 Ok(_) => {}
                 Err(error) => {
@@ -90,7 +95,7 @@ pub(crate) fn read(dir: &Path, problems: &mut Vec<String>) -> Told {
     }
     let mut incidents = BTreeMap::new();
     told.into_values().for_each(|what| *incidents.entry(what).or_default() += 1);
-    Told { incidents, mixing: Mixing::of_rounds(&mixed) }
+    Told { incidents, mixing: Mixing::of_rounds(&mixed), pictures }
 }
 
 #[cfg(test)]

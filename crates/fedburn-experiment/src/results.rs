@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use fedburn::core::Pictures;
 use fedburn::data::PartitionStatistics;
 use fedburn::train::Sharpness;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -354,6 +355,8 @@ pub struct SeedResults {
     pub incidents: BTreeMap<String, u64>,
     /// From `events.jsonl`: how much each client counted, where the strategy decides it.
     pub mixing: Option<Mixing>,
+    /// From `events.jsonl`: what the strategy's generator made, by round.
+    pub pictures: BTreeMap<u64, Pictures>,
     /// Files that could not be read: their name and why.
     pub problems: Vec<String>,
 }
@@ -371,7 +374,7 @@ impl SeedResults {
         found.summary = noted(problems, read_json(dir, "summary.json"));
         found.clients = read_csv(dir, "clients.csv", problems);
         let told = events::read(dir, problems);
-        (found.incidents, found.mixing) = (told.incidents, told.mixing);
+        (found.incidents, found.mixing, found.pictures) = (told.incidents, told.mixing, told.pictures);
         let rows: Vec<RoundRow> = read_csv(dir, "rounds.csv", problems);
         found.rounds = rows.into_iter().map(|row| (row.round, row)).collect::<BTreeMap<_, _>>().into_values().collect();
         found

@@ -24,6 +24,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod char_lstm;
+mod conditional_generator;
 mod error;
 mod family;
 mod fedavg_cnn;
@@ -37,6 +38,7 @@ mod two_nn;
 mod zoo;
 
 pub use char_lstm::{CharLstm, CharLstmFamily, LstmCell};
+pub use conditional_generator::{ConditionalGenerator, ConditionalGeneratorFamily, GeneratorConfig};
 pub use error::ModelError;
 pub use fedavg_cnn::{FedAvgCnn, FedAvgCnnFamily};
 pub use init::{InitScheme, seeded};

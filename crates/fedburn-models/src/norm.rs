@@ -1,6 +1,6 @@
 //! Normalisation layers with an explicit mode.
 
-use burn::module::Module;
+use burn::module::{Module, RunningState};
 use burn::nn::{BatchNorm, BatchNormConfig, GroupNorm, GroupNormConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
@@ -75,13 +75,50 @@ fn scale_and_shift<B: Backend>(layer: &GroupNorm<B>, device: &B::Device) -> (Ten
 /// the unbiased one. (burn's own layer follows the biased one, and takes its mode from the backend's type.)
 ///
 /// Sergey Ioffe, Christian Szegedy: Batch Normalization, ICML 2015, arXiv:1502.03167.
-fn batch_norm<B: Backend>(layer: &BatchNorm<B>, x: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4> {
-    let [batch, channels, height, width] = x.dims();
+pub(crate) fn batch_norm<B: Backend>(layer: &BatchNorm<B>, x: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4> {
+    let [_, channels, ..] = x.dims();
     let per_channel = [1, channels, 1, 1];
+    let y = standardise(x, [&layer.running_mean, &layer.running_var], layer.momentum, layer.epsilon, mode);
+    y * layer.gamma.val().reshape(per_channel) + layer.beta.val().reshape(per_channel)
+}
+
+/// Batch normalisation without scale and shift.
+#[derive(Module, Debug)]
+pub(crate) struct Standardised<B: Backend> {
+    running_mean: RunningState<Tensor<B, 1>>,
+    running_var: RunningState<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Standardised<B> {
+    pub(crate) fn new(channels: usize, device: &B::Device) -> Self {
+        Self {
+            running_mean: RunningState::new(Tensor::zeros([channels], device)),
+            running_var: RunningState::new(Tensor::ones([channels], device)),
+        }
+    }
+
+    /// `x` `[batch, channels, height, width]` with mean 0 and variance 1 in each channel.
+    pub(crate) fn forward(&self, x: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4> {
+        standardise(x, [&self.running_mean, &self.running_var], MOMENTUM, EPSILON, mode)
+    }
+}
+
+/// Share of the newest batch in running statistics.
+const MOMENTUM: f64 = 0.1;
+const EPSILON: f64 = 1e-5;
+
+fn standardise<B: Backend>(
+    x: Tensor<B, 4>,
+    running: [&RunningState<Tensor<B, 1>>; 2],
+    momentum: f64,
+    epsilon: f64,
+    mode: Mode,
+) -> Tensor<B, 4> {
+    let [batch, channels, height, width] = x.dims();
     let (centred, variance) = match mode {
         Mode::Evaluate => {
-            let mean = layer.running_mean.value_sync().reshape(per_channel);
-            (x - mean, layer.running_var.value_sync().reshape(per_channel))
+            let [mean, variance] = running.map(|state| state.value_sync().reshape([1, channels, 1, 1]));
+            (x - mean, variance)
         }
         Mode::Train => {
             let over_examples = |t: Tensor<B, 4>| t.mean_dim(0).mean_dim(2).mean_dim(3);
@@ -90,17 +127,16 @@ fn batch_norm<B: Backend>(layer: &BatchNorm<B>, x: Tensor<B, 4>, mode: Mode) -> 
             let variance = over_examples(centred.clone().square());
             let count = (batch * height * width) as f64;
             let unbiased = variance.clone() * (count / (count - 1.0).max(1.0));
-            for (running, new) in [(&layer.running_mean, mean), (&layer.running_var, unbiased)] {
-                let new = new.detach().reshape([channels]) * layer.momentum;
-                running.update((running.value_sync() * (1.0 - layer.momentum) + new).detach());
+            for (running, new) in running.into_iter().zip([mean, unbiased]) {
+                let new = new.detach().reshape([channels]) * momentum;
+                running.update((running.value_sync() * (1.0 - momentum) + new).detach());
                 // burn keeps an update pending, unseen by visitors, until the next one.
                 running.value_sync();
             }
             (centred, variance)
         }
     };
-    let y = centred / (variance + layer.epsilon).sqrt();
-    y * layer.gamma.val().reshape(per_channel) + layer.beta.val().reshape(per_channel)
+    centred / (variance + epsilon).sqrt()
 }
 
 #[cfg(test)]

@@ -410,8 +410,9 @@ impl<B: Backend> Coordinator<B> {
         let event =
             Event::RoundCommitted { round: index, updates, failures, metrics: all, bytes_down, bytes_up, seconds };
         let mixed = aggregate.mixing.map(|weights| Effect::Emit(Event::Mixed { round: index, weights }));
+        let generated = aggregate.pictures.map(|pictures| Effect::Emit(Event::Generated { round: index, pictures }));
         let close = Effect::Close { round: index, included };
-        Ok(std::iter::once(close).chain(mixed).chain(std::iter::once(Effect::Emit(event))).collect())
+        Ok(std::iter::once(close).chain(mixed).chain(generated).chain(std::iter::once(Effect::Emit(event))).collect())
     }
 
     /// The next global vector with what clients were not sent of the last: the server's error feedback, whose memory is
@@ -501,8 +502,8 @@ fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>, asked: &R
         global.schema().ensure_same(vector.schema()).map_err(|e| malformed(format!("side vector `{name}`: {e}")))?;
     }
     let report = &update.report;
+    // A client may keep its class counts to itself: a strategy that asks for them does without.
     for (asked, reported, name) in [
-        (asked.class_counts, report.class_counts.is_some(), "class counts"),
         (asked.accumulation, report.accumulation.is_some(), "accumulation"),
         (asked.steps, report.steps.is_some(), "number of steps"),
     ] {

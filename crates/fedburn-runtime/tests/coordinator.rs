@@ -309,15 +309,15 @@ fn side_information_of_some_clients_only_ends_the_run_with_its_name() {
     assert_eq!(coordinator.global().to_host(), [0.0; 3], "the global vector is the one before the round");
 }
 
-/// Sees every update and asks for FedNova's numbers.
-struct Asking;
+/// Sees every update and asks for FedNova's numbers, and for class counts if told so.
+struct Asking(bool);
 
 impl PerClientStrategy<Flex> for Asking {
     fn name(&self) -> &'static str {
         "asking"
     }
     fn reports(&self) -> Reports {
-        Reports { accumulation: true, steps: true, ..Reports::default() }
+        Reports { accumulation: true, steps: true, class_counts: self.0 }
     }
     fn aggregate(&mut self, _: &Round<'_, Flex>, set: &UpdateSet<Flex>) -> Result<Aggregate<Flex>, AggregateError> {
         let [report] = set.iter().map(|u| u.local.report.clone()).collect::<Vec<_>>().try_into().unwrap();
@@ -328,7 +328,7 @@ impl PerClientStrategy<Flex> for Asking {
 
 #[test]
 fn a_client_that_leaves_out_what_was_asked_fails_and_what_was_not_asked_is_dropped() {
-    let mut coordinator = coordinator(Strategy::PerClient(Box::new(Asking)), 1);
+    let mut coordinator = coordinator(Strategy::PerClient(Box::new(Asking(false))), 1);
     step(&mut coordinator, Input::Begin(&clients(4)));
     let full = ClientReport { accumulation: Some(2.5), steps: Some(3), class_counts: Some(vec![1]) };
     for (client, report, reason) in [
@@ -403,4 +403,13 @@ fn bytes_are_those_of_the_codecs() {
         let (_, _, found_down, found_up) = compressed_round([0.5; 3], compression, 0.5);
         assert_eq!((found_down, found_up), (2 * bytes_down, 2 * bytes_up), "{compression:?}");
     }
+}
+
+#[test]
+fn a_client_may_keep_its_class_counts_to_itself() {
+    let mut coordinator = coordinator(Strategy::PerClient(Box::new(Asking(true))), 1);
+    step(&mut coordinator, Input::Begin(&clients(1)));
+    let report = ClientReport { accumulation: Some(2.5), steps: Some(3), class_counts: None };
+    step(&mut coordinator, Input::Outcome(trained(0, LocalUpdate { report, ..local([2.0; 3], 1) })));
+    assert_eq!(coordinator.global().to_host(), [2.0; 3]);
 }

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDynConfig, FedNovaConfig,
-    FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig, MedianConfig, MultiKrumConfig, NormClippingConfig,
-    OptimalAveragingConfig, ScaffoldConfig, SwaConfig, TrimmedMeanConfig, WeightErosionConfig,
+    BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDynConfig, FedFtgConfig,
+    FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig, MedianConfig, MultiKrumConfig,
+    NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig, TrimmedMeanConfig, WeightErosionConfig,
 };
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
@@ -61,6 +61,9 @@ pub enum StrategyConfig {
     /// Dynamic regularisation.
     #[serde(rename = "feddyn")]
     FedDyn(FedDynConfig),
+    /// Fine-tuning of another strategy's model by distillation without data.
+    #[serde(rename = "fedftg")]
+    FedFtg(FedFtgConfig),
     /// Stochastic weight averaging around another strategy.
     Swa(SwaConfig),
 }
@@ -93,6 +96,7 @@ impl StrategyConfig {
         "fednova",
         "scaffold",
         "feddyn",
+        "fedftg",
         "swa",
     ];
 
@@ -101,6 +105,7 @@ impl StrategyConfig {
         match self {
             Self::Swa(config) => Some(&config.base),
             Self::NormClipping(config) => Some(&config.base),
+            Self::FedFtg(config) => Some(&config.base),
             _ => None,
         }
     }
@@ -110,11 +115,20 @@ impl StrategyConfig {
         std::iter::successors(Some(self), |config| config.base())
     }
 
-    /// Checks the settings and makes the strategy.
+    /// Checks the settings and makes the strategy, one that works on vectors alone.
     ///
     /// # Errors
-    /// [`StrategyConfigError`] with the kind, the field, its value and what was expected.
+    /// [`StrategyConfigError`] with the kind, the field, its value and what was expected;
+    /// [`StrategyConfigError::Models`] where it needs models.
     pub fn build<B: Backend>(self) -> Result<Strategy<B>, StrategyConfigError> {
+        self.build_with(&NoModels)
+    }
+
+    /// Checks the settings and makes the strategy; `models` makes those that run models on the server.
+    ///
+    /// # Errors
+    /// [`StrategyConfigError`].
+    pub fn build_with<B: Backend>(self, models: &dyn ServerModels<B>) -> Result<Strategy<B>, StrategyConfigError> {
         Ok(match self {
             Self::FedAvg(config) => Strategy::Mean(Box::new(config.build()?)),
             Self::Ewwa(config) => Strategy::PerClient(Box::new(config.build()?)),
@@ -125,7 +139,7 @@ impl StrategyConfig {
             Self::MultiKrum(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::Bulyan(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::GeometricMedian(config) => Strategy::PerClient(Box::new(config.build()?)),
-            Self::NormClipping(config) => Strategy::PerClient(Box::new(config.build()?)),
+            Self::NormClipping(config) => Strategy::PerClient(Box::new(config.build_with(models)?)),
             Self::WeightErosion(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::FedAvgM(config) => Strategy::Mean(Box::new(config.build()?)),
             Self::FedAdagrad(config) => Strategy::Mean(Box::new(config.build()?)),
@@ -135,8 +149,31 @@ impl StrategyConfig {
             Self::FedNova(config) => Strategy::PerClient(Box::new(config.build()?)),
             Self::Scaffold(config) => Strategy::Mean(Box::new(config.build()?)),
             Self::FedDyn(config) => Strategy::Mean(Box::new(config.build()?)),
-            Self::Swa(config) => config.build()?,
+            Self::FedFtg(mut config) => {
+                let base = std::mem::take(&mut config.base).build_with(models)?;
+                models.fedftg(config, base)?
+            }
+            Self::Swa(config) => config.build_with(models)?,
         })
+    }
+}
+
+/// Makes the strategies that run models on the server, which a config alone cannot: it knows no architecture and no data.
+pub trait ServerModels<B: Backend> {
+    /// [`FedFtg`](crate::FedFtg) around `base`; `config.base` is not looked at.
+    ///
+    /// # Errors
+    /// [`StrategyConfigError`].
+    fn fedftg(&self, config: FedFtgConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError>;
+}
+
+/// For strategies on vectors alone.
+struct NoModels;
+
+impl<B: Backend> ServerModels<B> for NoModels {
+    fn fedftg(&self, _: FedFtgConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        let reason = "it runs models on the server, and there is none here; use it in an experiment".to_owned();
+        Err(StrategyConfigError::Models { kind: "fedftg", reason })
     }
 }
 
@@ -155,6 +192,14 @@ pub enum StrategyConfigError {
         value: String,
         /// What was expected.
         expected: &'static str,
+    },
+    /// A model that the strategy runs cannot be had.
+    #[error("strategy `{kind}`: {reason}")]
+    Models {
+        /// The strategy's kind.
+        kind: &'static str,
+        /// Why.
+        reason: String,
     },
 }
 

@@ -29,7 +29,7 @@ use fedburn_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::robust::{median, schema, step_norms};
-use crate::{StrategyConfig, StrategyConfigError};
+use crate::{ServerModels, StrategyConfig, StrategyConfigError};
 
 /// Settings of [`NormClipping`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,14 +49,16 @@ impl NormClippingConfig {
     ///
     /// # Errors
     /// [`StrategyConfigError`] where a number is out of its range, or the base's.
-    pub fn build<B: Backend>(self) -> Result<NormClipping<B>, StrategyConfigError> {
+    pub fn build_with<B: Backend>(self, models: &dyn ServerModels<B>) -> Result<NormClipping<B>, StrategyConfigError> {
         let refuse = |field, value: f64, expected| {
             Err(StrategyConfigError::Value { kind: NAME, field, value: value.to_string(), expected })
         };
         match (self.threshold, self.reject_above) {
             (Some(c), _) if !(c > 0.0 && c.is_finite()) => refuse("threshold", c, "a number above 0"),
             (_, Some(r)) if !(r >= 1.0 && r.is_finite()) => refuse("reject_above", r, "a number from 1"),
-            (threshold, reject_above) => Ok(NormClipping { threshold, reject_above, base: self.base.build()? }),
+            (threshold, reject_above) => {
+                Ok(NormClipping { threshold, reject_above, base: self.base.build_with(models)? })
+            }
         }
     }
 }

@@ -35,7 +35,7 @@ use fedburn_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::server_step::in_pieces;
-use crate::{StrategyConfig, StrategyConfigError};
+use crate::{ServerModels, StrategyConfig, StrategyConfigError};
 
 const KIND: &str = "swa";
 
@@ -83,7 +83,7 @@ impl SwaConfig {
     ///
     /// # Errors
     /// [`StrategyConfigError`] where a number is out of its range, the base averages already or cannot be built.
-    pub fn build<B: Backend>(self) -> Result<Strategy<B>, StrategyConfigError> {
+    pub fn build_with<B: Backend>(self, models: &dyn ServerModels<B>) -> Result<Strategy<B>, StrategyConfigError> {
         let whole = [("start", self.start), ("cycle", self.cycle)];
         if let Some((field, value)) = whole.into_iter().find(|(_, value)| *value == 0) {
             let expected = "a whole number from 1";
@@ -96,7 +96,7 @@ impl SwaConfig {
         }
         let Self { base, start, cycle, final_lr, collect } = self;
         let schedule = Schedule { start, cycle, final_lr, collect };
-        Ok(match base.build()? {
+        Ok(match base.build_with(models)? {
             Strategy::Mean(base) => Strategy::Mean(Box::new(Swa { base, schedule, average: None })),
             Strategy::PerClient(base) => Strategy::PerClient(Box::new(Swa { base, schedule, average: None })),
         })

@@ -74,7 +74,7 @@ pub use rules::{
     FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalFedDyn, LocalNtd, LocalProximal, LocalRule,
     LocalRun, LocalScaffold, LocalSgd, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig, Proximal,
     ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy, descend,
-    edit_gradients, flat_gradients,
+    edit_gradients,
 };
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};

@@ -15,12 +15,14 @@ use burn::module::AutodiffModule;
 use burn::nn::loss::CrossEntropyLoss;
 use burn::optim::GradientsParams;
 use burn::tensor::{ElementConversion, Tensor, backend::Backend};
-use fedburn_core::{Classifier, EvaluateError, Metrics, Mode, ModelFamily, ParamKind, ParamVector, SchemaError, Seed};
+use fedburn_core::{
+    Classifier, EvaluateError, Metrics, Mode, ModelFamily, ParamKind, ParamVector, SchemaError, Seed, flat_gradients,
+};
 use fedburn_data::{Batches, ClientData};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 
-use crate::{ResidentModel, TrainingConfigError, evaluate_classifier, flat_gradients};
+use crate::{ResidentModel, TrainingConfigError, evaluate_classifier};
 
 /// How sharpness is measured. [`SharpnessConfig::build`] checks it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,8 +3,10 @@
 mod file;
 mod module;
 mod schema;
+mod training;
 mod vector;
 
 pub use module::{flatten, load, schema_of};
 pub use schema::{ParamEntry, ParamKind, ParamSchema};
+pub use training::{flat_gradients, load_frozen, load_to_train};
 pub use vector::ParamVector;

@@ -8,6 +8,7 @@ mod markdown;
 mod mixing;
 mod page;
 mod partition;
+mod pictures;
 mod sharpness;
 
 use std::io::ErrorKind;

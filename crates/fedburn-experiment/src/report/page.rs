@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::Chart;
-use super::{curves, mixing, partition, sharpness};
+use super::{curves, mixing, partition, pictures, sharpness};
 use crate::format::{mean_sd, mebibytes, percent, points, seconds, utc};
 use crate::results::{ClientRow, ExperimentResults, SeedResults, SeedStatus, Summary};
 use crate::{Spread, Verdict};
@@ -35,6 +35,7 @@ pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
                     (claims(verdicts))
                     (learning(results))
                     (mixing::section(results))
+                    (pictures::section(results))
                     (partition::section(results))
                     (clients(results))
                     (sharpness::section(results))

@@ -41,31 +41,6 @@ where
     }
 }
 
-/// The gradients of `model` as one vector `[num_values]`, zero where a tensor has none.
-pub fn flat_gradients<B: Backend, M: AutodiffModule<Autodiff<B>>>(
-    model: &M,
-    gradients: &GradientsParams,
-) -> Tensor<B, 1> {
-    let mut reader = Read { gradients, parts: Vec::new() };
-    model.visit(&mut reader);
-    Tensor::cat(reader.parts, 0)
-}
-
-struct Read<'a, B: Backend> {
-    gradients: &'a GradientsParams,
-    parts: Vec<Tensor<B, 1>>,
-}
-
-impl<B: Backend> ModuleVisitor<Autodiff<B>> for Read<'_, B> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Autodiff<B>, D>>) {
-        let len = param.lazy_shape().num_elements();
-        self.parts.push(match self.gradients.get::<B, D>(param.id) {
-            Some(gradient) => gradient.reshape([len]),
-            None => Tensor::zeros([len], &param.val().device()),
-        });
-    }
-}
-
 /// A model's weights and running statistics at one moment, to come back to them bit for bit.
 pub(crate) struct Snapshot(GradientsParams);
 

@@ -26,7 +26,7 @@ use fedburn_data::{Batches, ClientData};
 
 pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
 pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
-pub use flat::{edit_gradients, flat_gradients};
+pub use flat::edit_gradients;
 pub(crate) use kept::Kept;
 pub use ntd::{LocalNtd, NotTrueDistillation, NtdConfig};
 pub use personal::{

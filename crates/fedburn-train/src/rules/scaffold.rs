@@ -24,14 +24,14 @@
 //! the paper's steps have none. Control variates are zero for running statistics.
 
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{ParamVector, SchemaError, SideInfo, StateDict, StateError, TrainError, flatten};
+use fedburn_core::{ParamVector, SchemaError, SideInfo, StateDict, StateError, TrainError, flat_gradients, flatten};
 use fedburn_data::Batches;
 use serde::{Deserialize, Serialize};
 
 use super::flat::Snapshot;
 use super::kept::Kept;
 use super::shifted::Shifted;
-use super::{CrossEntropy, GradientRule, LocalRule, LocalRun, TrainModel, Trained, flat_gradients};
+use super::{CrossEntropy, GradientRule, LocalRule, LocalRun, TrainModel, Trained};
 
 /// The numbers of [`LocalScaffold`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

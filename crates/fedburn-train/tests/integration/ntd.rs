@@ -8,11 +8,9 @@ use crate::common::{Softmax, bits, initial, softmax_initial, task, toy_data, tra
 use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use fedburn_core::{Client, ClientId};
+use fedburn_core::{Client, ClientId, flat_gradients};
 use fedburn_data::Batch;
-use fedburn_train::{
-    GradientRule, NotTrueDistillation, NtdConfig, ResidentModel, RuleConfig, SupervisedClient, flat_gradients,
-};
+use fedburn_train::{GradientRule, NotTrueDistillation, NtdConfig, ResidentModel, RuleConfig, SupervisedClient};
 use proptest::prelude::*;
 
 /// `log softmax(scores)[i]` over the entries other than `skip`.

@@ -25,13 +25,11 @@
 //! and at `vbar` (used).
 
 use burn::tensor::{ElementConversion, backend::Backend};
-use fedburn_core::{ParamVector, SchemaError, StateDict, StateError, TrainError};
+use fedburn_core::{ParamVector, SchemaError, StateDict, StateError, TrainError, flat_gradients};
 use fedburn_data::Batch;
 use serde::{Deserialize, Serialize};
 
-use super::super::{
-    BatchGradients, CrossEntropy, GradientRule, Kept, LocalRule, LocalRun, TrainModel, Trained, flat_gradients,
-};
+use super::super::{BatchGradients, CrossEntropy, GradientRule, Kept, LocalRule, LocalRun, TrainModel, Trained};
 use super::{at, finite_params_of, params_of};
 use crate::{Diverged, Sgd};
 

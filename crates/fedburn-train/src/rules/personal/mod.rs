@@ -23,6 +23,7 @@ use burn::module::{AutodiffModule, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use fedburn_core::{
     MixingConfig, ParamEntry, ParamVector, SchemaError, StateData, StateDict, StateTensor, TrainError, flatten,
+    load_to_train,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,6 @@ pub use pfedme::{PFedMe, PFedMeConfig};
 
 use super::{LocalRule, LocalRun, TrainModel};
 use crate::config::check;
-use crate::resident::load_to_train;
 use crate::{Diverged, LocalTrainingConfig, RuleConfig, TrainingConfigError};
 
 /// The `personal` of a `[client]` table: what a client keeps for itself.
