@@ -157,13 +157,13 @@ mod tests {
         // What is varied: the student's scores, those of two teachers, the pictures.
         let point: Vec<f64> = wave(3 * batch * classes + batch * pixels, 1.3);
         let losses = |values: Tensor<Wide, 1>| -> Vec<Tensor<Wide, 1>> {
-            let part = |index: usize| values.clone().slice([index * 12..(index + 1) * 12]).reshape([batch, classes]);
+            let part = |index: usize| values.clone().narrow(0, index * 12, 12).reshape([batch, classes]);
             let weights = |w: [f64; 3]| Tensor::from_data(w, &device);
             let taught = [
                 Taught { scores: part(1), weights: weights([0.3, 1.0, 0.0]) },
                 Taught { scores: part(2), weights: weights([0.7, 0.0, 1.0]) },
             ];
-            let (s, x) = (part(0), values.clone().slice([36..36 + batch * pixels]).reshape([batch, 1, 1, pixels]));
+            let (s, x) = (part(0), values.clone().narrow(0, 36, batch * pixels).reshape([batch, 1, 1, pixels]));
             vec![
                 discrepancy(&s, &taught),
                 fidelity(&taught, &y),
