@@ -26,6 +26,9 @@ impl RunFiles {
     }
 
     /// The same with every answer on disk before it is acknowledged.
+    ///
+    /// For runs that are checkpointed after each round. Where several are run again, one of them may have left an answer
+    /// out before; it would count now, and its client has dropped the state that belongs to it.
     #[must_use]
     pub fn keeping_answers(self) -> Self {
         Self { keep_answers: true, ..self }

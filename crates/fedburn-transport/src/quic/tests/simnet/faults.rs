@@ -40,7 +40,7 @@ pub(super) struct Script {
     pub(super) nodes: usize,
     /// Values of the model: one that travels inside messages, or in several chunks.
     pub(super) values: usize,
-    /// Rounds from one checkpoint to the next.
+    /// Rounds from one checkpoint to the next; one where the server keeps answers.
     pub(super) checkpoint_every: u64,
     /// Whether the server keeps answers on disk before it acknowledges them.
     pub(super) keeps_answers: bool,
@@ -88,6 +88,9 @@ impl Script {
             weather: weather(rng),
             faults: Vec::new(),
         };
+        if script.keeps_answers {
+            script.checkpoint_every = 1;
+        }
         for _ in 0..rng.random_range(2..=6) {
             script.incident(rng, nodes);
         }
