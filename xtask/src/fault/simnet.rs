@@ -21,7 +21,7 @@ pub struct Simnet {
 impl Simnet {
     /// In the profile of tests, which is optimised and where an overflow is an error and not a wrapped number.
     pub fn call(&self) -> Cargo {
-        let line = "test --package fedburn-transport --lib many_worlds -- --ignored --nocapture";
+        let line = "test --package fedburn-transport --lib many_worlds -- --nocapture";
         let call = Cargo::line(line)
             .env("FEDBURN_SIMNET_SEEDS", self.seeds.to_string())
             .env("FEDBURN_SIMNET_FROM", self.from.to_string());
@@ -41,7 +41,7 @@ mod tests {
         assert_eq!(
             Simnet { seeds: 1, from: 72, verbose: false }.call().shown(),
             "FEDBURN_SIMNET_SEEDS=1 FEDBURN_SIMNET_FROM=72 \
-             cargo test --package fedburn-transport --lib many_worlds -- --ignored --nocapture"
+             cargo test --package fedburn-transport --lib many_worlds -- --nocapture"
         );
     }
 }

@@ -517,15 +517,20 @@ mod tests {
         assert!(Spool::open(dir.path().join("answers"), Hash([4; 32])).is_err(), "another plan");
     }
 
-    #[test]
-    fn a_torn_end_is_dropped_wherever_it_tears() {
+    /// A file of the answers 1 and 2: its folder, its path, where the first ends, all of it.
+    fn two_answers() -> (tempfile::TempDir, PathBuf, usize, Vec<u8>) {
         let dir = tempfile::tempdir().unwrap();
         let (path, spool) = (dir.path().join("answers"), open(&dir).unwrap());
         keep(&spool, entry(1, Ok(update(&[1.0]))));
         let first = fs::metadata(&path).unwrap().len() as usize;
         keep(&spool, entry(2, Ok(update(&[2.0]))));
-        drop(spool);
         let whole = fs::read(&path).unwrap();
+        (dir, path, first, whole)
+    }
+
+    #[test]
+    fn a_torn_end_is_dropped_wherever_it_tears() {
+        let (dir, path, first, whole) = two_answers();
         let one = told(&entry(1, Ok(update(&[1.0]))));
         for cut in 0..whole.len() {
             for filling in [None, Some(0), Some(RECORD[0])] {
@@ -550,13 +555,7 @@ mod tests {
 
     #[test]
     fn damage_of_what_was_synced_is_refused_with_its_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, spool) = (dir.path().join("answers"), open(&dir).unwrap());
-        keep(&spool, entry(1, Ok(update(&[1.0]))));
-        let first = fs::metadata(&path).unwrap().len() as usize;
-        keep(&spool, entry(2, Ok(update(&[2.0]))));
-        drop(spool);
-        let whole = fs::read(&path).unwrap();
+        let (dir, path, first, whole) = two_answers();
         for at in MAGIC.len() + 32..first {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;

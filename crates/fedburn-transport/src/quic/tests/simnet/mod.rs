@@ -34,18 +34,6 @@ fn twice(seed: u64) {
     assert!(lived.is_ok(), "world {seed}; again with: cargo xtask fault simnet --from {seed} --seeds 1");
 }
 
-// Two tests, for two cores.
-
-#[test]
-fn a_hundred_worlds_are_right_and_the_same_twice() {
-    (0..100).for_each(twice);
-}
-
-#[test]
-fn another_hundred_worlds_are_right_and_the_same_twice() {
-    (100..200).for_each(twice);
-}
-
 /// Worlds beyond those in which something was found: a node that left while it connected was no longer at its end, and
 /// whoever waited for its connection waited for ever (682); a path that came to carry smaller packets held a node up for
 /// more than a minute (4836).
@@ -54,10 +42,9 @@ fn worlds_that_were_wrong_are_right() {
     [682, 4836].into_iter().for_each(twice);
 }
 
-/// As many worlds as the environment says, on all cores.
+/// 200 worlds, or those that the environment names, on all cores.
 #[test]
-#[ignore = "long; `cargo xtask fault simnet` runs it"]
-fn many_worlds() {
+fn many_worlds_are_right_and_the_same_twice() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (from, seeds) = (number("FEDBURN_SIMNET_FROM", 0), number("FEDBURN_SIMNET_SEEDS", 200));
     let (next, began) = (AtomicU64::new(0), std::time::Instant::now());
