@@ -188,6 +188,22 @@ impl<B: Backend> Strategy<B> {
         }
     }
 
+    /// The next global vector from updates that a wrapper holds: a rule that sees the mean alone gets
+    /// [`UpdateSet::mean`].
+    ///
+    /// # Errors
+    /// [`AggregateError`]; the strategy's state is then unchanged.
+    pub fn aggregate(&mut self, round: &Round<'_, B>, updates: &UpdateSet<B>) -> Result<Aggregate<B>, AggregateError> {
+        match self {
+            Self::Mean(s) => {
+                let unusable = |reason| AggregateError::Unusable { round: round.index, strategy: s.name(), reason };
+                let mean = updates.mean(s.weighting()).map_err(unusable)?;
+                s.step(round, &mean)
+            }
+            Self::PerClient(s) => s.aggregate(round, updates),
+        }
+    }
+
     /// What must survive a restart.
     pub fn state(&self) -> StateDict {
         match self {

@@ -100,10 +100,7 @@ impl<B: Backend> PerClientStrategy<B> for NormClipping<B> {
         let set = set.with_threads(updates.threads());
         let cohort: Vec<ClientId> = set.iter().map(|u| u.client).collect();
         let inner = Round { cohort: &cohort, ..*round };
-        let mut aggregate = match &mut self.base {
-            Strategy::PerClient(base) => base.aggregate(&inner, &set)?,
-            Strategy::Mean(base) => base.step(&inner, &set.mean(base.weighting()).map_err(unusable)?)?,
-        };
+        let mut aggregate = self.base.aggregate(&inner, &set)?;
         let count = updates.len() as f64;
         let clipped = kept.filter(|(_, norm)| **norm > bound).count() as f64;
         aggregate.metrics.add("clipped", Mean::from_sum(clipped, count));

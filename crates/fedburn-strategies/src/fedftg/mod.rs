@@ -60,6 +60,8 @@ use losses::Taught;
 use teachers::{Teachers, blank};
 
 const KIND: &str = "fedftg";
+/// Examples that a generator may make in a round.
+const MOST_EXAMPLES: usize = 1 << 24;
 
 /// Whose losses: the paper's or the published code's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,7 +93,7 @@ pub enum Ensemble {
     /// By its share of the class's examples, `a_k^y`.
     #[default]
     ClassLevel,
-    /// All alike, `1 / m`.
+    /// All alike, `1 / m`, also those that told no counts.
     Uniform,
 }
 
@@ -174,6 +176,12 @@ impl FedFtgConfig {
         if let Some((field, value, _)) = counts.into_iter().find(|(_, value, least)| value < least) {
             let expected = "at least 2 examples and 1 teacher";
             return Err(StrategyConfigError::Value { kind: KIND, field, value: value.to_string(), expected });
+        }
+        let examples = self.iterations.checked_mul(self.batch_size).filter(|examples| *examples <= MOST_EXAMPLES);
+        if examples.is_none() {
+            let (value, expected) =
+                (self.iterations.to_string(), "at most 16,777,216 examples a round, iterations times batch_size");
+            return Err(StrategyConfigError::Value { kind: KIND, field: "iterations", value, expected });
         }
         for (field, value) in [("student_lr", self.student_lr), ("generator_lr", self.generator_lr)] {
             StrategyConfigError::positive(KIND, field, value)?;
@@ -270,13 +278,8 @@ fn slope<B: Backend, F: ModelFamily<B>, N: Generator<Autodiff<B>> + AutodiffModu
     let leaf = |scores: Tensor<Autodiff<B>, 2>| Tensor::from_inner(scores.inner()).require_grad();
 
     let s = leaf(student.forward(unfollowed(), Mode::Evaluate));
-    let taught: Vec<Taught<Autodiff<B>>> = group
-        .clone()
-        .map(|k| {
-            let weights = Tensor::from_inner(batch.weights[k].clone());
-            Ok(Taught { scores: leaf(teachers.scores(k, unfollowed())?), weights })
-        })
-        .collect::<Result<_, SchemaError>>()?;
+    let taught = teachers.taught(group.clone(), &batch.weights, &x)?.into_iter();
+    let taught: Vec<_> = taught.map(|t| Taught { scores: leaf(t.scores), ..t }).collect();
     let pictures = unfollowed().require_grad();
     let share = match config.form {
         FedFtgForm::Paper => 1.0,
@@ -343,8 +346,8 @@ impl FedFtgConfig {
 }
 
 impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> FedFtg<B, F, G> {
-    /// The fine-tuned vector and what outlives the round; adds figures to `metrics`. `None` where there is nothing to learn from or a
-    /// number stopped being finite.
+    /// The fine-tuned vector and what outlives the round; adds figures to `metrics`. `None` where there is nothing to
+    /// learn from or a number stopped being finite.
     fn tune(
         &self,
         round: &Round<'_, B>,
@@ -355,7 +358,7 @@ impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> FedFtg<B, F, G> {
         let (config, device) = (&self.config, start.device());
         let counts = ClassCounts::of(updates.iter(), self.generator.classes());
         metrics.add("fedftg_silent", Mean::new(counts.silent() as f64, 1.0));
-        let examples = config.iterations.saturating_mul(config.batch_size);
+        let examples = config.iterations * config.batch_size;
         let labels = match config.label_sampling {
             LabelSampling::Customised => counts.labels(examples, round.seed.index(LABELS)),
             LabelSampling::Uniform => counts.uniform_labels(examples, round.seed.index(LABELS)),
@@ -402,15 +405,9 @@ impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> FedFtg<B, F, G> {
             }
             network = load_to_train(network, &made.generator)?;
             let x = network.valid().forward(batch.z, batch.y, Mode::Evaluate);
-            let lifted = || Tensor::from_inner(x.clone());
-            let taught: Vec<Taught<Autodiff<B>>> = (0..teachers.len())
-                .zip(&batch.weights)
-                .map(|(k, weights)| {
-                    Ok(Taught { scores: teachers.scores(k, lifted())?, weights: Tensor::from_inner(weights.clone()) })
-                })
-                .collect::<Result<_, SchemaError>>()?;
+            let taught = teachers.taught(0..updates.len(), &batch.weights, &x)?;
             for _ in 0..config.student_steps {
-                let loss = config.student_loss(&student.forward(lifted(), Mode::Train), &taught);
+                let loss = config.student_loss(&student.forward(Tensor::from_inner(x.clone()), Mode::Train), &taught);
                 losses[1] = losses[1].clone() + loss.clone().inner();
                 let gradients = GradientsParams::from_grads(loss.backward(), &student);
                 student = student.map(&mut Descent { gradients, lr: student_lr, weight_decay: config.weight_decay });
@@ -490,11 +487,7 @@ impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> PerClientStrategy<B> 
         schema_of::<B, _>(&self.family.init(Seed::new(0), &round.global.device()))
             .and_then(|own| own.ensure_same(round.global.schema()))
             .map_err(schema)?;
-        let unusable = |reason| AggregateError::Unusable { round: round.index, strategy: KIND, reason };
-        let mut aggregate = match &mut self.base {
-            Strategy::PerClient(base) => base.aggregate(round, updates)?,
-            Strategy::Mean(base) => base.step(round, &updates.mean(base.weighting()).map_err(unusable)?)?,
-        };
+        let mut aggregate = self.base.aggregate(round, updates)?;
         let tuned = self.tune(round, &aggregate.global, updates, &mut aggregate.metrics).map_err(schema)?;
         let skipped = if tuned.is_none() { 1.0 } else { 0.0 };
         aggregate.metrics.add("fedftg_skipped", Mean::new(skipped, 1.0));

@@ -1,9 +1,13 @@
 //! The clients' models as teachers: a few networks in memory, whatever the number of clients.
 
+use std::ops::Range;
+
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode, ModelFamily, SchemaError, Seed, UpdateSet, load_frozen};
+
+use super::losses::Taught;
 
 /// Networks that hold vectors to be asked for scores, never trained. Nothing of a vector changes by being asked: its
 /// running statistics are read, not followed, and no gradient reaches its weights.
@@ -47,6 +51,21 @@ impl<'a, B: Backend, F: ModelFamily<B>> Teachers<'a, B, F> {
         x: Tensor<Autodiff<B>, 4>,
     ) -> Result<Tensor<Autodiff<B>, 2>, SchemaError> {
         Ok(self.network(k)?.forward(x, Mode::Evaluate))
+    }
+
+    /// What the clients of `group` say of `x` `[batch, channels, height, width]`, with their `weights` `[batch]`, which
+    /// are those of all clients.
+    pub(super) fn taught(
+        &mut self,
+        group: Range<usize>,
+        weights: &[Tensor<B, 1>],
+        x: &Tensor<B, 4>,
+    ) -> Result<Vec<Taught<Autodiff<B>>>, SchemaError> {
+        let one = |k: usize| {
+            let scores = self.scores(k, Tensor::from_inner(x.clone()))?;
+            Ok(Taught { scores, weights: Tensor::from_inner(weights[k].clone()) })
+        };
+        group.map(one).collect()
     }
 }
 

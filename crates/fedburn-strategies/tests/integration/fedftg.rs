@@ -229,6 +229,7 @@ fn numbers_out_of_range_are_refused_by_name() {
         FedFtg::new(config, base, zoo("kind = 'softmax'"), generator()).err().unwrap().to_string()
     };
     assert!(refused(FedFtgConfig { batch_size: 1, ..small() }).contains("batch_size = 1"));
+    assert!(refused(FedFtgConfig { iterations: usize::MAX, ..small() }).contains("at most 16,777,216 examples"));
     assert!(refused(FedFtgConfig { student_lr: 0.0, ..small() }).contains("student_lr = 0"));
     assert!(refused(FedFtgConfig { lr_decay: 1.5, ..small() }).contains("lr_decay = 1.5"));
     assert!(refused(FedFtgConfig { lambda_cls: -1.0, ..small() }).contains("lambda_cls = -1"));
