@@ -11,15 +11,15 @@ use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use burn_wgpu::{Wgpu, WgpuDevice};
 use fedburn::core::{
-    ClientId, Evaluator, Metrics, ModelFamily, ParamVector, Population, Reports, RoundIndex, Seed, SideInfo, TrainTask,
-    flatten, load,
+    ClientId, Evaluator, Metrics, ModelFamily, ParamVector, Population, Reports, RoundIndex, Seed, SideInfo, Strategy,
+    TrainTask, flatten, load,
 };
 use fedburn::data::ClientData;
 use fedburn::data::datasets::{self, Dataset, DatasetConfig};
-use fedburn::models::{Zoo, ZooConfig};
+use fedburn::models::{GeneratorConfig, Zoo, ZooConfig};
 use fedburn::ops::Kernels;
 use fedburn::runtime::{MemoryStore, SamplerConfig, Server, ServerConfig};
-use fedburn::strategies::StrategyConfig;
+use fedburn::strategies::{FedFtg, FedFtgConfig, StrategyConfig};
 use fedburn::train::{ClassifierEvaluator, ClientList, LocalTrainingConfig, SupervisedPopulation};
 use fedburn::transport::InProcess;
 use fedburn_experiment::backend::{BackendError, BackendJob, BackendName};
@@ -112,12 +112,19 @@ fn local_steps<B: Kernels>(device: &B::Device) -> (Vec<f32>, f64) {
     (update.params.to_host(), update.metrics.get(Metrics::TRAIN_LOSS).unwrap())
 }
 
+/// FedAvg, fine-tuned by a small generator.
+fn fine_tuned<B: Kernels>() -> Strategy<B> {
+    let config = FedFtgConfig { iterations: 2, batch_size: 16, ..FedFtgConfig::default() };
+    let generator = GeneratorConfig { noise: 4, width: 4 }.build([1, 8, 8], 10).unwrap();
+    let strategy = FedFtg::new(config, StrategyConfig::default().build().unwrap(), two_nn(), generator).unwrap();
+    Strategy::PerClient(Box::new(strategy))
+}
+
 /// The global vector after two rounds, and its loss on test digits.
-fn federation<B: Kernels>(workers: usize, device: &B::Device) -> (Vec<f32>, f64) {
+fn federation<B: Kernels>(strategy: Strategy<B>, workers: usize, device: &B::Device) -> (Vec<f32>, f64) {
     let population = Arc::new(population::<B>(LocalTrainingConfig::sgd(1, 16, 0.1), device));
     let sampler = SamplerConfig::All {}.build(&Population::<B>::clients(&*population)).unwrap();
     let transport = InProcess::new(population, Some(Arc::new(MemoryStore::new())), workers).unwrap();
-    let strategy = StrategyConfig::default().build().unwrap();
     let config = ServerConfig { eval_every: 0, ..ServerConfig::new(2) };
     let server = Server::new(config, transport, strategy, sampler, initial::<B>(device), Seed::new(7));
     let summary = server.unwrap().run(&mut []).unwrap();
@@ -166,9 +173,23 @@ fn local_training_agrees() {
 #[test]
 fn a_federation_agrees_and_its_number_of_workers_changes_no_bit() {
     let Some(device) = wgpu() else { return };
-    let (two_workers, one_worker) = (federation::<Wgpu>(2, &device), federation::<Wgpu>(1, &device));
+    let run = |workers| federation::<Wgpu>(StrategyConfig::default().build().unwrap(), workers, &device);
+    let (two_workers, one_worker) = (run(2), run(1));
     assert_eq!(bits(&two_workers.0), bits(&one_worker.0));
-    assert_agree(two_workers, federation::<Flex>(1, &FlexDevice));
+    let reference = federation::<Flex>(StrategyConfig::default().build().unwrap(), 1, &FlexDevice);
+    assert_agree(two_workers, reference);
+}
+
+#[test]
+fn fine_tuning_on_the_server_agrees() {
+    let Some(device) = wgpu() else { return };
+    let (ours, _) = federation::<Wgpu>(fine_tuned(), 1, &device);
+    let (reference, _) = federation::<Flex>(fine_tuned(), 1, &FlexDevice);
+    let (plain, _) = federation::<Flex>(StrategyConfig::default().build().unwrap(), 1, &FlexDevice);
+    // Adam's first step is the sign of a slope, so that a slope that is noise moves a weight either way.
+    let (moved, difference) = (largest_difference(&plain, &reference), largest_difference(&ours, &reference));
+    eprintln!("fine-tuning moved weights by up to {moved}; they differ by up to {difference}");
+    assert!(moved > 1e-2 && difference < 1e-2 * moved, "moved by {moved}, differ by {difference}");
 }
 
 #[test]
