@@ -145,6 +145,24 @@ impl Examples {
         self.tensors(inputs, indices.iter().map(|&index| self.labels[index]), device)
     }
 
+    /// The examples at `indices`, in that order, as examples of their own.
+    ///
+    /// # Panics
+    /// Where an index is not below [`Examples::len`].
+    pub(crate) fn subset(&self, indices: &[usize]) -> Self {
+        fn rows<T: Copy>(values: &[T], size: usize, indices: &[usize]) -> Vec<T> {
+            indices.iter().flat_map(|index| &values[index * size..(index + 1) * size]).copied().collect()
+        }
+        let inputs = match &self.inputs {
+            Inputs::F32(values) => Inputs::F32(rows(values, self.size(), indices)),
+            Inputs::U8 { values, scale, offset } => {
+                Inputs::U8 { values: rows(values, self.size(), indices), scale: scale.clone(), offset: offset.clone() }
+            }
+        };
+        let labels = indices.iter().map(|&index| self.labels[index]).collect();
+        Self { inputs, shape: self.shape, labels, num_classes: self.num_classes }
+    }
+
     /// Number of values of one input.
     pub(crate) fn size(&self) -> usize {
         self.shape.iter().product()

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use fedburn::core::{ClientSampler, Purpose, Seed, Strategy};
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
-use fedburn::data::{ClientData, PartitionStatistics};
+use fedburn::data::{ClientData, Examples, PartitionStatistics};
 use fedburn::models::{GeneratorConfig, ModelError, Zoo};
 use fedburn::ops::Kernels;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
-use fedburn::strategies::{FedFtg, FedFtgConfig, Mixing, ServerModels, StrategyConfigError};
+use fedburn::strategies::{FedDf, FedDfConfig, FedFtg, FedFtgConfig, Mixing, ServerModels, StrategyConfigError};
 use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig};
 
 use crate::compatibility;
 use crate::config::{ConfigError, ExperimentConfig};
-use crate::library::Library;
+use crate::library::{Divided, Library};
 
 /// The parts that all seeds of an experiment share.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Experiment {
     path: PathBuf,
     config: ExperimentConfig,
     dataset: Arc<Dataset>,
+    /// What the server has, where it has examples.
+    server_data: Option<Arc<Examples>>,
     zoo: Zoo,
     training: LocalTraining,
     mixing: Option<Mixing>,
@@ -66,10 +68,10 @@ impl Experiment {
             _ => None,
         };
         let availability = config.availability.build().map_err(|e| refuse("availability", e.to_string()))?;
-        let dataset = library.dataset(path, &config)?;
+        let Divided { dataset, server: server_data } = library.data(path, &config)?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
-        Ok(Self { path: path.to_owned(), config, dataset, zoo, training, mixing, availability })
+        Ok(Self { path: path.to_owned(), config, dataset, server_data, zoo, training, mixing, availability })
     }
 
     /// The config that the parts were made from.
@@ -77,7 +79,7 @@ impl Experiment {
         &self.config
     }
 
-    /// The examples.
+    /// The examples, those of the server apart.
     pub fn dataset(&self) -> &Dataset {
         &self.dataset
     }
@@ -153,6 +155,20 @@ impl<B: Kernels> ServerModels<B> for Experiment {
         let reason = |e: ModelError| StrategyConfigError::Models { kind: "fedftg", reason: e.to_string() };
         let strategy = FedFtg::new(config, base, self.zoo.clone(), generator.map_err(reason)?)?;
         Ok(Strategy::PerClient(Box::new(strategy)))
+    }
+
+    fn feddf(&self, config: FedDfConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        let missing = || StrategyConfigError::Models {
+            kind: "feddf",
+            reason: "it learns from examples that the server has, and there are none; expected \
+                     server_data = { share = 0.1 }, or another share of the training examples"
+                .to_owned(),
+        };
+        let examples = self.server_data.as_ref().ok_or_else(missing)?;
+        let all: Vec<usize> = (0..examples.len()).collect();
+        // The inputs alone: labels are not the strategy's to see.
+        let inputs = examples.batch::<B>(&all, &B::Device::default()).inputs.into_data();
+        Ok(Strategy::PerClient(Box::new(FedDf::new(config, base, self.zoo.clone(), inputs)?)))
     }
 }
 

@@ -83,22 +83,34 @@ fn wrappers(strategy: &StrategyConfig) -> Result<(), Incompatible> {
     let wrappers = [
         ("swa", count(|layer| matches!(layer, StrategyConfig::Swa(_)))),
         ("fedftg", count(|layer| matches!(layer, StrategyConfig::FedFtg(_)))),
+        ("feddf", count(|layer| matches!(layer, StrategyConfig::FedDf(_)))),
         ("norm_clipping", count(|layer| matches!(layer, StrategyConfig::NormClipping(_)))),
     ];
     match wrappers.into_iter().find(|(_, count)| *count > 1) {
         Some((kind, _)) => refuse("strategy", format!("`{kind}` wraps another `{kind}`, expected one at most")),
-        None if averages_before_tuning(strategy) => {
-            let reason = "`fedftg` around `swa` would fine-tune a model that is not the one that is evaluated; expected \
-                          `swa` around `fedftg`";
-            refuse("strategy", reason.to_owned())
-        }
-        None => Ok(()),
+        None => match tunes_before_averaging(strategy) {
+            Some(kind) => refuse(
+                "strategy",
+                format!(
+                    "`{kind}` around `swa` would fine-tune a model that is not the one that is evaluated; expected \
+                     `swa` around `{kind}`"
+                ),
+            ),
+            None => Ok(()),
+        },
     }
 }
 
-fn averages_before_tuning(strategy: &StrategyConfig) -> bool {
-    let mut inside = strategy.layers().skip_while(|layer| !matches!(layer, StrategyConfig::FedFtg(_)));
-    inside.any(|layer| matches!(layer, StrategyConfig::Swa(_)))
+/// The kind of a strategy around `swa` that teaches the model on the server.
+fn tunes_before_averaging(strategy: &StrategyConfig) -> Option<&'static str> {
+    let outside = strategy.layers().take_while(|layer| !matches!(layer, StrategyConfig::Swa(_)));
+    let kinds = outside.filter_map(|layer| match layer {
+        StrategyConfig::FedFtg(_) => Some("fedftg"),
+        StrategyConfig::FedDf(_) => Some("feddf"),
+        _ => None,
+    });
+    let averages = strategy.layers().any(|layer| matches!(layer, StrategyConfig::Swa(_)));
+    kinds.last().filter(|_| averages)
 }
 
 /// FedNova divides by what steps of SGD add up to.
@@ -292,6 +304,14 @@ mod tests {
                 &["strategy", "`swa` wraps another"],
             ),
             ("", "kind = 'swa', start = 2, base = { kind = 'ewwa' }", "", &[]),
+            ("", "kind = 'swa', start = 2, base = { kind = 'feddf' }", "", &[]),
+            ("", "kind = 'feddf', base = { kind = 'swa', start = 2 }", "", &["strategy", "`swa` around `feddf`"]),
+            (
+                "",
+                "kind = 'feddf', base = { kind = 'norm_clipping', base = { kind = 'feddf' } }",
+                "",
+                &["strategy", "`feddf` wraps another"],
+            ),
         ]);
     }
 

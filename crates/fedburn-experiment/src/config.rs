@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fedburn::core::CompressionConfig;
-use fedburn::data::datasets::{DatasetConfig, ReduceConfig};
+use fedburn::data::datasets::{DatasetConfig, ReduceConfig, ServerDataConfig};
 use fedburn::data::partition::PartitionConfig;
 use fedburn::models::ZooConfig;
 use fedburn::runtime::{AttackConfig, AvailabilityConfig, EarlyStopConfig, SamplerConfig, ServerConfig};
@@ -37,6 +37,9 @@ pub struct ExperimentConfig {
     /// How much of them is used.
     #[serde(default, skip_serializing_if = "ReduceConfig::is_none")]
     pub reduce: ReduceConfig,
+    /// How much of them the server has and no client; none where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_data: Option<ServerDataConfig>,
     /// How they are split among clients.
     pub partition: PartitionConfig,
     /// What clients hold out.

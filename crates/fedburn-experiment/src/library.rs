@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fedburn::data::datasets::{self, Dataset, DatasetConfig, ReduceConfig};
+use fedburn::data::Examples;
+use fedburn::data::datasets::{self, Dataset, DatasetConfig, ReduceConfig, ServerDataConfig};
 
 use crate::config::{ConfigError, ExperimentConfig};
 
@@ -11,7 +12,19 @@ use crate::config::{ConfigError, ExperimentConfig};
 #[derive(Clone, Debug)]
 pub struct Library {
     root: PathBuf,
-    read: Vec<(DatasetConfig, ReduceConfig, Arc<Dataset>)>,
+    read: Vec<(Wanted, Divided)>,
+}
+
+/// What a config says of its data.
+type Wanted = (DatasetConfig, ReduceConfig, Option<ServerDataConfig>);
+
+/// The examples of an experiment.
+#[derive(Clone, Debug)]
+pub struct Divided {
+    /// Those of the clients, and those for measuring.
+    pub dataset: Arc<Dataset>,
+    /// Those of the server, where it has any.
+    pub server: Option<Arc<Examples>>,
 }
 
 impl Library {
@@ -23,17 +36,24 @@ impl Library {
     /// The data of `config`, which came from `path`.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] for `[data]` or `[reduce]`.
-    pub fn dataset(&mut self, path: &Path, config: &ExperimentConfig) -> Result<Arc<Dataset>, ConfigError> {
+    /// [`ConfigError::Value`] for `[data]`, `[reduce]` or `[server_data]`.
+    pub fn data(&mut self, path: &Path, config: &ExperimentConfig) -> Result<Divided, ConfigError> {
         let refuse = |table, reason: String| ConfigError::Value { path: path.to_owned(), table, reason };
-        let known =
-            |(data, reduce, _): &&(DatasetConfig, ReduceConfig, _)| *data == config.data && *reduce == config.reduce;
-        if let Some((_, _, dataset)) = self.read.iter().find(known) {
-            return Ok(dataset.clone());
+        let wanted = (config.data.clone(), config.reduce.clone(), config.server_data);
+        if let Some((_, divided)) = self.read.iter().find(|(known, _)| *known == wanted) {
+            return Ok(divided.clone());
         }
         let dataset = datasets::load(&config.data, &self.root).map_err(|e| refuse("data", e.to_string()))?;
-        let dataset = Arc::new(config.reduce.apply(dataset).map_err(|e| refuse("reduce", e.to_string()))?);
-        self.read.push((config.data.clone(), config.reduce.clone(), dataset.clone()));
-        Ok(dataset)
+        let dataset = config.reduce.apply(dataset).map_err(|e| refuse("reduce", e.to_string()))?;
+        let (dataset, server) = match config.server_data {
+            Some(share) => {
+                let (clients, server) = share.apply(dataset).map_err(|e| refuse("server_data", e.to_string()))?;
+                (clients, Some(server))
+            }
+            None => (dataset, None),
+        };
+        let divided = Divided { dataset: Arc::new(dataset), server };
+        self.read.push((wanted, divided.clone()));
+        Ok(divided)
     }
 }

@@ -74,6 +74,14 @@ fn a_split_that_cannot_be_is_refused_with_the_reason() {
 }
 
 #[test]
+fn a_strategy_that_learns_on_the_server_needs_examples_there() {
+    refused_edit("\"fedavg\"", "\"feddf\"", &["[strategy]", "`feddf`", "server_data = { share = 0.1 }"]);
+    let share = |share: &str| format!("server_data = {{ share = {share} }}\nevaluation");
+    refused_edit("evaluation", &share("0.0"), &["[server_data]", "`share`", "above 0 and below 1"]);
+    refused_edit("evaluation", &share("1.0"), &["[server_data]", "`share`", "above 0 and below 1"]);
+}
+
+#[test]
 fn unknown_kinds_list_the_known_ones() {
     refused_edit("\"dirichlet\"", "\"dirichelet\"", &["partition.kind", "`dirichelet`", "`dirichlet`", "`shards`"]);
     refused_edit("\"softmax\"", "\"resnet9\"", &["model.kind", "`resnet9`", "`two_nn`", "`resnet18`"]);

@@ -84,6 +84,32 @@ fn both_halves_of_an_algorithm_run_together_or_not_at_all() {
 }
 
 #[test]
+fn a_strategy_learns_from_examples_that_no_client_has() {
+    let run = |share: &str, strategy: &str| {
+        let config = STEADY
+            .replace("evaluation", &format!("server_data = {{ share = {share} }}\nevaluation"))
+            .replace("rounds = 4", "rounds = 30")
+            .replace("{ kind = \"fedavg\" }", strategy);
+        let place = Workplace::new(&config);
+        place.succeed("experiment run suite --out out");
+        let dir = place.seed("out", 0);
+        let trained_on: usize = fs::read_to_string(dir.join("clients.csv"))
+            .unwrap()
+            .lines()
+            .skip(1)
+            .map(|line| line.split(',').nth(1).unwrap().parse::<usize>().unwrap())
+            .sum();
+        (json(&dir.join("summary.json")), trained_on)
+    };
+    let (plain, tenth) = run("0.1", "{ kind = \"fedavg\" }");
+    let (fused, same) = run("0.1", "{ kind = \"feddf\", steps = 30, batch_size = 32 }");
+    assert_eq!(tenth, same, "whoever learns on the server, clients have the same examples");
+    assert_ne!(fused["model_hash"], plain["model_hash"]);
+    assert!(fused["final_accuracy"]["value"].as_f64().unwrap() > 0.7, "{fused}");
+    assert!(run("0.5", "{ kind = \"fedavg\" }").1 < tenth * 3 / 5);
+}
+
+#[test]
 fn clients_keep_their_state_between_rounds() {
     let run = |rounds: usize| {
         let config = STEADY

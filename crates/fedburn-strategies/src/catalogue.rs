@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDynConfig, FedFtgConfig,
-    FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig, MedianConfig, MultiKrumConfig,
-    NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig, TrimmedMeanConfig, WeightErosionConfig,
+    BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDfConfig, FedDynConfig,
+    FedFtgConfig, FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig, MedianConfig,
+    MultiKrumConfig, NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig, TrimmedMeanConfig,
+    WeightErosionConfig,
 };
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
@@ -64,6 +65,9 @@ pub enum StrategyConfig {
     /// Fine-tuning of another strategy's model by distillation without data.
     #[serde(rename = "fedftg")]
     FedFtg(FedFtgConfig),
+    /// Fusion of the clients' models by distillation on the server's examples without labels.
+    #[serde(rename = "feddf")]
+    FedDf(FedDfConfig),
     /// Stochastic weight averaging around another strategy.
     Swa(SwaConfig),
 }
@@ -97,6 +101,7 @@ impl StrategyConfig {
         "scaffold",
         "feddyn",
         "fedftg",
+        "feddf",
         "swa",
     ];
 
@@ -106,6 +111,7 @@ impl StrategyConfig {
             Self::Swa(config) => Some(&config.base),
             Self::NormClipping(config) => Some(&config.base),
             Self::FedFtg(config) => Some(&config.base),
+            Self::FedDf(config) => Some(&config.base),
             _ => None,
         }
     }
@@ -153,6 +159,10 @@ impl StrategyConfig {
                 let base = std::mem::take(&mut config.base).build_with(models)?;
                 models.fedftg(config, base)?
             }
+            Self::FedDf(mut config) => {
+                let base = std::mem::take(&mut config.base).build_with(models)?;
+                models.feddf(config, base)?
+            }
             Self::Swa(config) => config.build_with(models)?,
         })
     }
@@ -165,6 +175,12 @@ pub trait ServerModels<B: Backend> {
     /// # Errors
     /// [`StrategyConfigError`].
     fn fedftg(&self, config: FedFtgConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError>;
+
+    /// [`FedDf`](crate::FedDf) around `base`; `config.base` is not looked at.
+    ///
+    /// # Errors
+    /// [`StrategyConfigError`].
+    fn feddf(&self, config: FedDfConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError>;
 }
 
 /// For strategies on vectors alone.
@@ -172,9 +188,17 @@ struct NoModels;
 
 impl<B: Backend> ServerModels<B> for NoModels {
     fn fedftg(&self, _: FedFtgConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
-        let reason = "it runs models on the server, and there is none here; use it in an experiment".to_owned();
-        Err(StrategyConfigError::Models { kind: "fedftg", reason })
+        Err(without_models("fedftg"))
     }
+
+    fn feddf(&self, _: FedDfConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        Err(without_models("feddf"))
+    }
+}
+
+fn without_models(kind: &'static str) -> StrategyConfigError {
+    let reason = "it runs models on the server, and there is none here; use it in an experiment".to_owned();
+    StrategyConfigError::Models { kind, reason }
 }
 
 /// A setting that no strategy can work with.

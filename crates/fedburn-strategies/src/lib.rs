@@ -14,12 +14,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod adam;
 mod bulyan;
 mod catalogue;
 mod ewwa;
 mod fedams;
 mod fedavg;
 mod fedavgm;
+mod feddf;
 mod feddyn;
 mod fedftg;
 mod fednova;
@@ -28,6 +30,7 @@ mod geometric_median;
 mod host;
 mod krum;
 mod median;
+mod network;
 mod norm_clipping;
 mod optimal_averaging;
 mod robust;
@@ -43,6 +46,7 @@ pub use ewwa::{Ewwa, EwwaConfig, EwwaForm, EwwaOptimizer};
 pub use fedams::{FedAms, FedAmsConfig};
 pub use fedavg::{FedAvg, FedAvgConfig};
 pub use fedavgm::{FedAvgM, FedAvgMConfig};
+pub use feddf::{FedDf, FedDfConfig};
 pub use feddyn::{FedDyn, FedDynConfig};
 pub use fedftg::{Ensemble, FedFtg, FedFtgConfig, FedFtgForm, LabelSampling};
 pub use fednova::{EffectiveSteps, FedNova, FedNovaConfig};

@@ -99,8 +99,7 @@ impl ReduceConfig {
 }
 
 fn kept(field: &'static str, wanted: Option<usize>, len: usize, stream: u64) -> Result<Vec<usize>, DatasetError> {
-    let mut indices: Vec<usize> = (0..len).collect();
-    let Some(wanted) = wanted else { return Ok(indices) };
+    let Some(wanted) = wanted else { return Ok((0..len).collect()) };
     if wanted == 0 || wanted > len {
         return Err(DatasetError::Setting {
             field,
@@ -108,10 +107,16 @@ fn kept(field: &'static str, wanted: Option<usize>, len: usize, stream: u64) -> 
             expected: format!("1 to {len}, the number of examples"),
         });
     }
+    Ok(drawn(len, wanted, stream))
+}
+
+/// `wanted` of the numbers below `len`, in their order; the same for every run.
+pub(super) fn drawn(len: usize, wanted: usize, stream: u64) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..len).collect();
     indices.shuffle(&mut Seed::new(0).purpose(Purpose::Data).index(stream).rng());
     indices.truncate(wanted);
     indices.sort_unstable();
-    Ok(indices)
+    indices
 }
 
 #[cfg(test)]

@@ -34,7 +34,6 @@
 //! each round (`keep_moments = false`). A client that keeps its counts to itself teaches nothing; a round without any
 //! counts, and one in which a loss stops being finite, keeps the base's aggregate, with the metric `fedftg_skipped`.
 
-mod adam;
 mod labels;
 mod losses;
 mod teachers;
@@ -53,11 +52,12 @@ use fedburn_core::{
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 
+use crate::adam::Adam;
+use crate::network::{blank, ensure_fits};
 use crate::{StrategyConfig, StrategyConfigError};
-use adam::Adam;
 use labels::ClassCounts;
 use losses::Taught;
-use teachers::{Teachers, blank};
+use teachers::Teachers;
 
 const KIND: &str = "fedftg";
 /// Examples that a generator may make in a round.
@@ -483,10 +483,7 @@ impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> PerClientStrategy<B> 
 
     fn aggregate(&mut self, round: &Round<'_, B>, updates: &UpdateSet<B>) -> Result<Aggregate<B>, AggregateError> {
         let schema = |source| AggregateError::Schema { round: round.index, source };
-        // Before the base takes a step that could not be undone.
-        schema_of::<B, _>(&self.family.init(Seed::new(0), &round.global.device()))
-            .and_then(|own| own.ensure_same(round.global.schema()))
-            .map_err(schema)?;
+        ensure_fits(&self.family, round.global).map_err(schema)?;
         let mut aggregate = self.base.aggregate(round, updates)?;
         let tuned = self.tune(round, &aggregate.global, updates, &mut aggregate.metrics).map_err(schema)?;
         let skipped = if tuned.is_none() { 1.0 } else { 0.0 };

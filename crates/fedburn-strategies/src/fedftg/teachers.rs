@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use burn::backend::Autodiff;
-use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode, ModelFamily, SchemaError, Seed, UpdateSet, load_frozen};
+use fedburn_core::{Classifier, Mode, ModelFamily, SchemaError, UpdateSet, load_frozen};
 
 use super::losses::Taught;
+use crate::network::blank;
 
 /// Networks that hold vectors to be asked for scores, never trained. Nothing of a vector changes by being asked: its
 /// running statistics are read, not followed, and no gradient reaches its weights.
@@ -67,9 +67,4 @@ impl<'a, B: Backend, F: ModelFamily<B>> Teachers<'a, B, F> {
         };
         group.map(one).collect()
     }
-}
-
-/// A network whose weights are going to be overwritten.
-pub(super) fn blank<B: Backend, F: ModelFamily<B>>(family: &F, device: &B::Device) -> F::TrainModel {
-    F::TrainModel::from_inner(family.init(Seed::new(0), device))
 }

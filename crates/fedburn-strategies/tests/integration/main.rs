@@ -3,6 +3,7 @@
 
 mod corrections;
 mod ewwa;
+mod feddf;
 mod fedftg;
 mod fednova;
 mod golden;

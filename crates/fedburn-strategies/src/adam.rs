@@ -9,7 +9,7 @@ use fedburn_core::{ParamVector, SchemaError, StateDict, StateError};
 /// `m <- 0.9 m + 0.1 g`, `v <- 0.999 v + 0.001 g^2`, `x <- x - lr (m / (1 - 0.9^n)) / (sqrt(v / (1 - 0.999^n)) + 1e-8)`.
 /// What has no gradient stays as it is.
 #[derive(Clone, Debug)]
-pub(super) struct Adam<B: Backend> {
+pub(crate) struct Adam<B: Backend> {
     /// `n`.
     steps: u64,
     mean: ParamVector<B>,
@@ -18,13 +18,13 @@ pub(super) struct Adam<B: Backend> {
 
 impl<B: Backend> Adam<B> {
     /// Before the first step on vectors like `params`.
-    pub(super) fn new(params: &ParamVector<B>) -> Self {
+    pub(crate) fn new(params: &ParamVector<B>) -> Self {
         let zeros = || ParamVector::zeros(params.schema().clone(), &params.device());
         Self { steps: 0, mean: zeros(), square: zeros() }
     }
 
     /// `params` one step further down `gradient` `[num_values]`.
-    pub(super) fn step(
+    pub(crate) fn step(
         &mut self,
         params: &ParamVector<B>,
         gradient: Tensor<B, 1>,
@@ -42,7 +42,7 @@ impl<B: Backend> Adam<B> {
         Ok(moved)
     }
 
-    pub(super) fn state(&self) -> StateDict {
+    pub(crate) fn state(&self) -> StateDict {
         let mut state = StateDict::new();
         state.insert_u64("steps", self.steps);
         state.insert_params("mean", &self.mean);
@@ -51,7 +51,7 @@ impl<B: Backend> Adam<B> {
     }
 
     /// Takes back what [`Adam::state`] gave, for vectors like `params`.
-    pub(super) fn restore(mut state: StateDict, params: &ParamVector<B>) -> Result<Self, StateError> {
+    pub(crate) fn restore(mut state: StateDict, params: &ParamVector<B>) -> Result<Self, StateError> {
         let (schema, device) = (params.schema(), params.device());
         let adam = Self {
             steps: state.take_u64("steps")?,
