@@ -57,10 +57,22 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), ResultsError> {
 /// # Errors
 /// As [`write_atomic`].
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
+    write_atomic(path, &json(path, value)?)
+}
+
+/// [`write_json`] for a file that only its owner may read.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_private_json(path: &Path, value: &impl Serialize) -> Result<(), ResultsError> {
+    write_private(path, &json(path, value)?)
+}
+
+fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, ResultsError> {
     let error = |e: serde_json::Error| ResultsError::Write { path: path.to_owned(), source: e.into() };
     let mut text = serde_json::to_vec_pretty(value).map_err(error)?;
     text.push(b'\n');
-    write_atomic(path, &text)
+    Ok(text)
 }
 
 /// Writes rows with a header line as CSV with [`write_atomic`].

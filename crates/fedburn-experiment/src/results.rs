@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::Spread;
 use crate::events;
 pub use crate::events::Mixing;
-pub use crate::files::{ResultsError, write_atomic, write_csv, write_json, write_private};
+pub use crate::files::{ResultsError, write_atomic, write_csv, write_json, write_private, write_private_json};
 use crate::files::{noted, optional, read_csv, read_json};
 
 /// Where and how a run was made: `run.json`, written at its start and again at its end.

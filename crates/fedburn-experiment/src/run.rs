@@ -321,7 +321,7 @@ impl Job<'_> {
         watchers.extend(monitor.as_mut().map(|monitor| monitor as &mut dyn Observer));
         let ended = server.run(&mut watchers);
         let measured = match &ended {
-            Ok(summary) if summary.stopped != Some(Interrupt::reason()) => {
+            Ok(summary) if summary.stopped != Some(interrupted()) => {
                 server.evaluate_clients(&measured_clients(&run.clients().clients()), &mut [&mut events])
             }
             _ => Vec::new(),
@@ -332,7 +332,7 @@ impl Job<'_> {
             return Ok(SeedOutcome::Interrupted(round));
         }
         let summary = ended?;
-        if summary.stopped.as_ref().is_some_and(|reason| *reason == Interrupt::reason()) {
+        if summary.stopped.as_ref().is_some_and(|reason| *reason == interrupted()) {
             return Ok(SeedOutcome::Interrupted(summary.round));
         }
         drop(server);
@@ -464,16 +464,15 @@ const BURN_VERSION: &str = "0.21.0";
 /// Ends the run after the current round once the user has asked for it.
 struct Interrupt(Arc<AtomicBool>);
 
-impl Interrupt {
-    fn reason() -> StopReason {
-        StopReason("interrupted".to_owned())
-    }
+/// Why a run stops that the user interrupts.
+pub(crate) fn interrupted() -> StopReason {
+    StopReason("interrupted".to_owned())
 }
 
 impl Observer for Interrupt {
     fn on_event(&mut self, _: &Event) -> ControlFlow<StopReason> {
         match self.0.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(Self::reason()),
+            true => ControlFlow::Break(interrupted()),
             false => ControlFlow::Continue(()),
         }
     }
@@ -524,9 +523,10 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-fn causes(error: &RunError) -> Vec<String> {
+/// An error and what it came from, each told once.
+pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
     let mut causes = vec![error.to_string()];
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         let text = cause.to_string();
         // Most errors already tell their source's words.

@@ -9,13 +9,13 @@ use fedburn_experiment::assemble::Experiment;
 use fedburn_experiment::cli::{CaCommand, JoinArgs, NodesCommand, Places, ServeArgs, ServerState, parse_numbers};
 use fedburn_experiment::config::ExperimentConfig;
 use fedburn_experiment::federation::{JoinOptions, Policy, Serving, join as be_clients};
-use fedburn_experiment::operation::{JobState, Monitor, RunFacts};
+use fedburn_experiment::operation::{JobState, Monitor, RunFacts, systemd};
 use fedburn_experiment::progress::Progress;
-use fedburn_experiment::run::{RunOptions, check_start};
+use fedburn_experiment::run::{RunOptions, causes, check_start};
 use serde_json::json;
 
 use super::run::{find_one, interrupted, on_interrupt, run_all, show};
-use super::{Outcome, operation, systemd};
+use super::{Outcome, operation};
 
 pub fn serve(args: ServeArgs) -> Outcome {
     let places = Places { configs: args.configs.clone(), out: args.out.clone() };
@@ -43,7 +43,7 @@ pub fn serve(args: ServeArgs) -> Outcome {
         results: std::path::absolute(dir.join(format!("seed-{seed}")))?,
     };
     let progress = progress(args.json, args.quiet);
-    let monitor = Monitor::new(facts, "A checkpoint after every round".to_owned());
+    let monitor = Monitor::new(facts);
     let ending = monitor.clone();
     let options = RunOptions {
         dir: dir.clone(),
@@ -69,12 +69,17 @@ pub fn serve(args: ServeArgs) -> Outcome {
     check_start(&run, &options)?;
     let shown = operation::show(&args, &monitor, progress)?;
     let runs = [run];
-    if run_all(&runs, &options)? {
-        return Ok(interrupted());
-    }
-    show(&dir, &runs, args.json)?;
-    shown.ended(JobState::Finished, &options.interrupt, progress);
-    Ok(ExitCode::SUCCESS)
+    let ended = run_all(&runs, &options);
+    let state = match &ended {
+        Ok(true) => return Ok(interrupted()),
+        Ok(false) => {
+            show(&dir, &runs, args.json)?;
+            JobState::Finished
+        }
+        Err(error) => JobState::Failed { cause: causes(error).join(": ") },
+    };
+    shown.ended(state, &options.interrupt, progress);
+    Ok(ended.map(|_| ExitCode::SUCCESS)?)
 }
 
 pub fn join(args: JoinArgs) -> Outcome {

@@ -7,7 +7,6 @@ mod operation;
 mod partition;
 mod results;
 mod run;
-mod systemd;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -10,12 +10,13 @@ use fedburn::transport::quic::page_token;
 use fedburn_experiment::cli::{ServeArgs, ServerState, StatusArgs};
 use fedburn_experiment::operation::{
     Job, JobError, JobState, Jobs, Monitor, PageServer, PageServerError, Served, Snapshot, jobs_table, status_text,
+    systemd,
 };
 use fedburn_experiment::progress::Progress;
 use serde_json::json;
 
+use super::Outcome;
 use super::federation::existing;
-use super::{Outcome, systemd};
 
 pub fn status(args: &StatusArgs) -> Outcome {
     let jobs = Jobs::of(existing(&args.server)?);
@@ -77,28 +78,30 @@ pub fn show(args: &ServeArgs, monitor: &Monitor, progress: Progress) -> Result<S
         true => None,
         false => Some(listen(args.page, &token, monitor)?),
     };
-    let Snapshot { run, started, durability, .. } = monitor.snapshot();
+    let Snapshot { run, started, .. } = monitor.snapshot();
     let address = page.as_ref().map(PageServer::address);
-    let served = Jobs::of(&args.state).serve(&Job { run, started, durability, page: address })?;
+    let served = Jobs::of(&args.state).serve(&Job { run, started, page: address })?;
     if let Some(address) = address {
         let url = format!("http://{address}/#token={token}");
         progress.tell(&format!("page: {url}"), &json!({ "event": "page", "address": address, "url": url }));
         if !address.ip().is_loopback() {
-            progress.note("the page is not encrypted: whoever reads the network reads its token; a tunnel is better");
+            let advice = "whoever reads the network reads the page's token; a tunnel is better";
+            tracing::warn!(%address, advice, "page.unencrypted");
         }
     }
     let watched = monitor.clone();
     systemd::watchdog(move || drop(watched.snapshot()))?;
-    systemd::notify("READY=1");
     Ok(Shown { monitor: monitor.clone(), page, _served: served, hold: args.hold })
 }
 
 impl Shown {
     /// The run has ended; the page stays until the user's interrupt where that was asked for.
     pub fn ended(self, state: JobState, interrupt: &AtomicBool, progress: Progress) {
+        if self.hold && self.page.is_some() {
+            progress.note(&format!("the run has {state}; the page stays until you interrupt"));
+        }
         self.monitor.ended(state);
         if self.hold && self.page.is_some() {
-            progress.note("the run is over; the page stays until you interrupt");
             while !interrupt.load(Ordering::Relaxed) {
                 std::thread::sleep(LOOK);
             }

@@ -65,7 +65,8 @@ impl Serving {
     }
 
     /// Listens, says where, and waits for clients; `None` where the user's interrupt came first. What comes back says
-    /// goodbye to the nodes when it is dropped; a server that is killed says nothing, and they wait for its return.
+    /// goodbye to the nodes when it is dropped; where the user interrupted the run it says nothing, like a server that
+    /// is killed, and they wait for its return.
     pub(crate) fn start<B: Backend>(
         &self,
         call: &Call<'_, B>,
@@ -106,7 +107,7 @@ impl Serving {
             }),
         );
         self.monitor.waiting(server.watch(), wanted, call.durability);
-        let server = Served { server: Some(server), known: run.clients().clients() };
+        let server = Served { server: Some(server), known: run.clients().clients(), monitor: self.monitor.clone() };
         let came = wait(server.server(), wanted, config.wait_secs, *progress, call.interrupt)?;
         Ok(came.then_some(server))
     }
@@ -152,12 +153,13 @@ fn wait<B: Backend>(
     Ok(false)
 }
 
-/// The server of one experiment: knows which clients there can be, and says goodbye to its nodes when it is dropped.
+/// The server of one experiment: knows which clients there can be, and whether to say goodbye when it is dropped.
 struct Served<B: Backend> {
     /// `None` only while dropping.
     server: Option<QuicServer<B>>,
     /// The experiment's clients, sorted.
     known: Arc<[ClientInfo]>,
+    monitor: Monitor,
 }
 
 impl<B: Backend> Served<B> {
@@ -195,7 +197,7 @@ impl<B: Backend> ServerTransport<B> for Served<B> {
 
 impl<B: Backend> Drop for Served<B> {
     fn drop(&mut self) {
-        if let Some(server) = self.server.take() {
+        if let Some(server) = self.server.take().filter(|_| !self.monitor.goes_on()) {
             server.close();
         }
     }

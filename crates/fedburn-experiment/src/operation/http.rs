@@ -270,7 +270,7 @@ mod tests {
             backend: "flex".to_owned(),
             results: "/nowhere".into(),
         };
-        let mut monitor = Monitor::new(run, "A checkpoint after every round".to_owned());
+        let mut monitor = Monitor::new(run);
         let round = RoundIndex(1);
         let metrics = |name: &'static str, value| Metrics::new().with(name, Mean::new(value, 10.0));
         let events = [

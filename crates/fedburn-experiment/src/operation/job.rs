@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{JobState, RunFacts, Snapshot};
-use crate::results::{ResultsError, write_private};
+use crate::results::{ResultsError, write_private_json};
 
 /// A run that was served from a server's folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,8 +20,6 @@ pub struct Job {
     pub run: RunFacts,
     /// The last start of its server, seconds since 1970-01-01 UTC.
     pub started: u64,
-    /// What a killed server loses, in words.
-    pub durability: String,
     /// Where its page is, while it runs; `None` for a server without.
     pub page: Option<SocketAddr>,
 }
@@ -40,10 +38,18 @@ pub struct Served(#[expect(dead_code, reason = "holds a lock")] File);
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum JobError {
-    /// A file cannot be read.
+    /// A file cannot be locked.
+    #[error("cannot lock {}: {source}", path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A folder cannot be read.
     #[error("{}: {source}", path.display())]
     Read {
-        /// The file.
+        /// The folder.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -83,17 +89,14 @@ impl Jobs {
     /// # Errors
     /// [`JobError::Taken`], [`JobError::Write`].
     pub fn serve(&self, job: &Job) -> Result<Served, JobError> {
-        let path = self.file(job, "json");
-        let text = serde_json::to_vec_pretty(job).map_err(io::Error::other);
-        let text = text.map_err(|source| JobError::Read { path: path.clone(), source })?;
-        // First of all, since it makes the folder; a server that runs is not asked before it has the lock.
-        if self.is_served(job) {
+        let path = self.file(job, "lock");
+        let failed = |source| JobError::Lock { path: path.clone(), source };
+        let lock = std::fs::create_dir_all(self.dir()).and_then(|()| File::create(&path)).map_err(failed)?;
+        if !locked(&lock).map_err(failed)? {
             return Err(JobError::Taken { name: job.run.name.clone(), seed: job.run.seed });
         }
-        write_private(&path, &text)?;
-        let lock_path = self.file(job, "lock");
-        let locked = File::create(&lock_path).and_then(|file| file.lock().map(|()| file));
-        Ok(Served(locked.map_err(|source| JobError::Read { path: lock_path, source })?))
+        write_private_json(&self.file(job, "json"), job)?;
+        Ok(Served(lock))
     }
 
     /// Whether a process serves the job.
@@ -106,43 +109,44 @@ impl Jobs {
         self.dir().join(format!("{}.{extension}", job.run.hash))
     }
 
-    /// Every job, the one that was started last first.
+    /// Every job, the one that was started last first. One whose file is damaged is left out, with a warning.
     ///
     /// # Errors
     /// [`JobError::Read`].
     pub fn list(&self) -> Result<Vec<Job>, JobError> {
         let dir = self.dir();
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| JobError::Read { path, source }
-        };
+        let failed = |source| JobError::Read { path: dir.clone(), source };
         let entries = match std::fs::read_dir(&dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(failed(&dir))?,
+            entries => entries.map_err(failed)?,
         };
         let mut jobs = Vec::new();
         for entry in entries {
-            let path = entry.map_err(failed(&dir))?.path();
+            let path = entry.map_err(failed)?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                let bytes = std::fs::read(&path).map_err(failed(&path))?;
-                jobs.push(serde_json::from_slice::<Job>(&bytes).map_err(|e| failed(&path)(io::Error::other(e)))?);
+                let job = std::fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Job>(&bytes)?));
+                match job {
+                    Ok(job) => jobs.push(job),
+                    Err(error) => tracing::warn!(path = %path.display(), %error, "job.unreadable"),
+                }
             }
         }
         jobs.sort_by(|a, b| (b.started, &b.run.name, b.run.seed).cmp(&(a.started, &a.run.name, a.run.seed)));
         Ok(jobs)
     }
 
-    /// What a job is doing: what its server says, or its folder where no server of this run answers.
+    /// What a job is doing: what its server says, or its folder where no server of this run can be asked.
     ///
     /// # Errors
     /// [`JobError::Token`].
     pub fn snapshot(&self, job: &Job) -> Result<Snapshot, JobError> {
+        let is_served = self.is_served(job);
         // Whoever listens there when the server is gone shall not see the token.
-        let live = match job.page.filter(|_| self.is_served(job)) {
+        let live = match job.page.filter(|_| is_served) {
             Some(page) => ask(page, &page_token(&self.state)?).filter(|live| live.run == job.run),
             None => None,
         };
-        Ok(live.unwrap_or_else(|| Snapshot::of_folder(job)))
+        Ok(live.unwrap_or_else(|| Snapshot::of_folder(job, is_served)))
     }
 
     /// A job with how it stands.
@@ -156,6 +160,18 @@ impl Jobs {
     fn dir(&self) -> PathBuf {
         self.state.join("jobs")
     }
+}
+
+/// Locks a file; `false` where another process serves by it. Who only looks holds it for a moment.
+fn locked(file: &File) -> io::Result<bool> {
+    for _ in 0..LOOKERS {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Asks a server; `None` where there is none, or another than the token is for.
@@ -176,6 +192,9 @@ fn reachable(page: SocketAddr) -> SocketAddr {
     }
 }
 
+/// How often a lock is tried that may be held by one who looks, and how long such a look may take.
+const LOOKERS: usize = 10;
+const LOOK: Duration = Duration::from_millis(20);
 /// Time for a server of this machine to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -193,7 +212,7 @@ mod tests {
             backend: "flex".to_owned(),
             results: dir.join("results"),
         };
-        Job { run, started, durability: "all".to_owned(), page: Some(([127, 0, 0, 1], 9).into()) }
+        Job { run, started, page: Some(([127, 0, 0, 1], 9).into()) }
     }
 
     #[test]
@@ -223,7 +242,17 @@ mod tests {
             assert_eq!(jobs.state(&old).unwrap(), state);
         }
         std::fs::write(dir.path().join("jobs/cc.json"), "{").unwrap();
-        assert!(jobs.list().unwrap_err().to_string().contains("cc.json"));
+        assert_eq!(jobs.list().unwrap(), [new, old], "a damaged one hides no other");
+    }
+
+    #[test]
+    fn a_server_that_has_no_page_is_running_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = Jobs::of(dir.path());
+        let job = Job { page: None, ..job(dir.path(), "aa", 1) };
+        let _serving = jobs.serve(&job).unwrap();
+        let snapshot = jobs.snapshot(&job).unwrap();
+        assert_eq!((snapshot.state, snapshot.phase), (JobState::Running, crate::operation::Phase::Unknown));
     }
 
     #[test]

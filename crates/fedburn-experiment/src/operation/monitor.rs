@@ -7,10 +7,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fedburn::core::{ClientFailure, Event, Observer, RoundIndex, StopReason};
 use fedburn::runtime::RoundRow;
-use fedburn::transport::quic::{NetworkStatus, NetworkWatch, Traffic};
+use fedburn::transport::quic::{NetworkWatch, Traffic};
 
 use super::snapshot::{Cohort, Failure, JobState, Phase, RoundRows, RunFacts, Snapshot};
+use super::systemd;
 use crate::federation::Durability;
+use crate::run::interrupted;
 
 /// Knows what a served run is doing. Clones know the same.
 #[derive(Clone)]
@@ -23,34 +25,17 @@ struct Watched {
     network: Option<NetworkWatch>,
     /// When so many bytes had come and gone, the oldest first.
     samples: VecDeque<(Instant, Traffic)>,
+    /// The rounds ended by themselves, not by the user's interrupt.
+    is_over: bool,
 }
 
 impl Monitor {
     /// Begins to watch a run.
-    pub fn new(run: RunFacts, durability: String) -> Self {
+    pub fn new(run: RunFacts) -> Self {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let snapshot = Snapshot {
-            run,
-            state: JobState::Running,
-            phase: Phase::Starting,
-            started,
-            uptime_secs: 0.0,
-            round: 0,
-            rounds: 0,
-            parameters: 0,
-            wanted: 0,
-            cohort: Cohort::default(),
-            last: None,
-            checkpoint: 0,
-            durability,
-            totals: Default::default(),
-            round_seconds: Default::default(),
-            failures: Vec::new(),
-            rate: Traffic::default(),
-            network: NetworkStatus::default(),
-        };
-        let (began, rows, samples) = (Instant::now(), Vec::new(), VecDeque::new());
-        Self(Arc::new(Mutex::new(Watched { snapshot, rows, began, network: None, samples })))
+        let (snapshot, rows, samples) = (Snapshot::new(run, started), Vec::new(), VecDeque::new());
+        let watched = Watched { snapshot, rows, began: Instant::now(), network: None, samples, is_over: false };
+        Self(Arc::new(Mutex::new(watched)))
     }
 
     /// What is known now.
@@ -85,10 +70,12 @@ impl Monitor {
     /// The server waits for so many clients; of a round that is not over it keeps so much on disk.
     pub(crate) fn waiting(&self, network: NetworkWatch, wanted: usize, durability: Durability) {
         let mut watched = self.lock();
-        watched.snapshot.durability.push_str(&format!(", durability {durability}"));
+        watched.snapshot.durability = format!("A checkpoint after every round, durability {durability}");
         watched.network = Some(network);
         watched.snapshot.wanted = wanted as u64;
         watched.snapshot.phase = Phase::Waiting;
+        drop(watched);
+        systemd::notify("READY=1");
     }
 
     /// The user asked for the end: what is under way may still take as long as the network's settings say.
@@ -104,14 +91,27 @@ impl Monitor {
     pub(crate) fn gave_up(&self) -> Option<RoundIndex> {
         let watched = self.lock();
         let gave_up = watched.network.as_ref().is_some_and(NetworkWatch::gave_up);
-        gave_up.then_some(RoundIndex(watched.snapshot.checkpoint))
+        gave_up.then_some(RoundIndex(watched.snapshot.checkpoint.unwrap_or(0)))
     }
 
-    /// The run has ended.
+    /// Whether the user's interrupt is what ends the run: it goes on when its server starts again.
+    pub(crate) fn goes_on(&self) -> bool {
+        let watched = self.lock();
+        watched.snapshot.phase == Phase::Draining && !watched.is_over
+    }
+
+    /// The run has ended. Of one that was over before anything of it was seen, the folder tells the rounds.
     pub fn ended(&self, state: JobState) {
-        let mut watched = self.lock();
-        watched.snapshot.phase = Phase::Ended;
-        watched.snapshot.state = state;
+        let Watched { snapshot, rows, .. } = &mut *self.lock();
+        if snapshot.rounds == 0 {
+            *rows = RoundRows::read(&snapshot.run);
+            snapshot.tell_rounds(rows);
+            snapshot.rounds = snapshot.round;
+        }
+        snapshot.phase = Phase::Ended;
+        snapshot.state = state;
+        // Of a run that was over when it was started, nobody has told it yet.
+        systemd::notify("READY=1");
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
@@ -123,7 +123,7 @@ impl Monitor {
 impl Observer for Monitor {
     fn on_event(&mut self, event: &Event) -> ControlFlow<StopReason> {
         let mut watched = self.lock();
-        let Watched { snapshot, rows, .. } = &mut *watched;
+        let Watched { snapshot, rows, is_over, .. } = &mut *watched;
         if let Some(row) = RoundRow::after(rows.last(), event) {
             rows.truncate(rows.partition_point(|known| known.round < row.round));
             snapshot.last = Some(row.clone());
@@ -134,7 +134,7 @@ impl Observer for Monitor {
                 *rows = RoundRows::read(&snapshot.run);
                 rows.retain(|row| row.round <= *round);
                 snapshot.last = rows.last().cloned();
-                (snapshot.round, snapshot.checkpoint) = (round.0, round.0);
+                (snapshot.round, snapshot.checkpoint) = (round.0, Some(round.0));
                 (snapshot.rounds, snapshot.parameters) = (*rounds, *parameters);
                 snapshot.enter(Phase::Evaluating);
             }
@@ -167,8 +167,11 @@ impl Observer for Monitor {
                 snapshot.totals.rounds_abandoned += 1;
                 snapshot.enter(Phase::Evaluating);
             }
-            Event::Checkpointed { round } => snapshot.checkpoint = round.0,
-            Event::RunEnded { .. } => snapshot.enter(Phase::Finishing),
+            Event::Checkpointed { round } => snapshot.checkpoint = Some(round.0),
+            Event::RunEnded { stopped, .. } => {
+                *is_over = stopped.as_ref().is_none_or(|reason| *reason != interrupted());
+                snapshot.enter(Phase::Finishing);
+            }
             _ => {}
         }
         ControlFlow::Continue(())

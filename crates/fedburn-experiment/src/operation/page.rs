@@ -80,7 +80,7 @@ fn tiles(snapshot: &Snapshot) -> Markup {
     markup! {
         div class="tiles" {
             (tile("phase", "state", &standing, format!("up for {}", seconds(snapshot.uptime_secs))))
-            (tile("round", "round", &format!("{} of {}", snapshot.round, snapshot.rounds), format!("goes on after {} if killed", snapshot.checkpoint)))
+            (tile("round", "round", &format!("{} of {}", snapshot.round, snapshot.rounds), snapshot.checkpoint.map_or(String::new(), |round| format!("goes on after {round} if killed"))))
             (tile("accuracy", "accuracy", &accuracy, format!("loss {loss}")))
             (tile("cohort", "cohort", &format!("{} of {}", cohort.answered, cohort.asked), format!("{} failed", cohort.failed)))
             (tile("clients", "clients", &clients, format!("{} nodes, {} away", network.connected, network.away)))

@@ -1,13 +1,13 @@
 //! Snapshots and jobs as the terminal shows them.
 
-use super::{Job, JobState, Snapshot};
+use super::{Job, JobState, Phase, Snapshot};
 use crate::format::{mebibytes, percent, seconds, utc};
 use crate::table::Table;
 
 /// What `fedburn status` prints.
 pub fn status_text(snapshot: &Snapshot) -> String {
     let Snapshot { run, cohort, network, .. } = snapshot;
-    let running = snapshot.state == JobState::Running;
+    let running = snapshot.state == JobState::Running && snapshot.phase != Phase::Unknown;
     let mut lines = vec![
         ("run", format!("{} seed {}, {} ({})", run.name, run.seed, snapshot.state, run.title)),
         ("round", format!("{} of {}", snapshot.round, snapshot.rounds)),
@@ -39,7 +39,12 @@ pub fn status_text(snapshot: &Snapshot) -> String {
         let measured: Vec<_> = measured.into_iter().flatten().collect();
         lines.push(("last", format!("round {}: {}", last.round, measured.join(", "))));
     }
-    lines.push(("durability", snapshot.durability.clone()));
+    if snapshot.phase == Phase::Unknown {
+        lines.push(("phase", "unknown: the server has no page that could be asked".to_owned()));
+    }
+    if running {
+        lines.push(("durability", snapshot.durability.clone()));
+    }
     lines.push(("results", run.results.display().to_string()));
     let mut text: String = lines.iter().map(|(what, line)| format!("{what:<11} {line}\n")).collect();
     if !network.nodes.is_empty() {

@@ -36,9 +36,9 @@ pub struct Snapshot {
     pub cohort: Cohort,
     /// The last round that was written down.
     pub last: Option<RoundRow>,
-    /// The round after which the run goes on if the server is killed now.
-    pub checkpoint: u64,
-    /// What a killed server loses, in words.
+    /// The round after which the run goes on if the server is killed now; `None` where no server tells it.
+    pub checkpoint: Option<u64>,
+    /// What a killed server loses, in words; nothing where no server tells it.
     pub durability: String,
     /// Sums over rounds.
     pub totals: Totals,
@@ -56,36 +56,49 @@ impl Snapshot {
     /// Failures that are told one by one.
     pub const FAILURES: usize = 20;
 
-    /// What the folder of a run says of it, where no server runs that could be asked.
-    pub fn of_folder(job: &Job) -> Self {
-        let found = SeedResults::load(job.run.seed, &job.run.results);
-        let last = RoundRows::read(&job.run).pop();
-        let (state, rounds) = match found.run.as_ref().map(|info| (&info.status, info.rounds)) {
-            Some((RunStatus::Finished {}, rounds)) => (JobState::Finished, rounds),
-            Some((RunStatus::Failed { cause }, rounds)) => (JobState::Failed { cause: cause.join(": ") }, rounds),
-            Some((RunStatus::Running {} | RunStatus::Stopped { .. }, rounds)) => (JobState::Interrupted, rounds),
-            None => (JobState::Interrupted, 0),
-        };
+    /// Before anything is known of a run.
+    pub(super) fn new(run: RunFacts, started: u64) -> Self {
         Self {
-            run: job.run.clone(),
-            state,
-            phase: Phase::Ended,
-            started: job.started,
+            run,
+            state: JobState::Running,
+            phase: Phase::Starting,
+            started,
             uptime_secs: 0.0,
-            round: last.as_ref().map_or(0, |row| row.round.0),
-            rounds,
+            round: 0,
+            rounds: 0,
             parameters: 0,
             wanted: 0,
             cohort: Cohort::default(),
-            last,
-            checkpoint: 0,
-            durability: job.durability.clone(),
+            last: None,
+            checkpoint: None,
+            durability: String::new(),
             totals: Totals::default(),
             round_seconds: Histogram::default(),
             failures: Vec::new(),
             rate: Traffic::default(),
             network: NetworkStatus::default(),
         }
+    }
+
+    /// What the folder of a run says of it, where its server, if it `is_served`, does not tell.
+    pub(super) fn of_folder(job: &Job, is_served: bool) -> Self {
+        let mut snapshot = Self::new(job.run.clone(), job.started);
+        let found = SeedResults::load(job.run.seed, &job.run.results);
+        (snapshot.state, snapshot.phase) = match found.run.as_ref().map(|info| &info.status) {
+            Some(RunStatus::Finished {}) => (JobState::Finished, Phase::Ended),
+            Some(RunStatus::Failed { cause }) => (JobState::Failed { cause: cause.join(": ") }, Phase::Ended),
+            _ if is_served => (JobState::Running, Phase::Unknown),
+            _ => (JobState::Interrupted, Phase::Ended),
+        };
+        snapshot.rounds = found.run.map_or(0, |info| info.rounds);
+        snapshot.tell_rounds(&RoundRows::read(&job.run));
+        snapshot
+    }
+
+    /// Takes the last round from rows that were written before.
+    pub(super) fn tell_rounds(&mut self, rows: &[RoundRow]) {
+        self.last = rows.last().cloned();
+        self.round = self.last.as_ref().map_or(0, |row| row.round.0);
     }
 }
 
@@ -164,10 +177,12 @@ pub enum Phase {
     Draining,
     /// Nothing more.
     Ended,
+    /// A server runs, but has no page that could be asked.
+    Unknown,
 }
 
 impl Phase {
-    /// Every phase, in their order.
+    /// Every phase that a server tells, in their order.
     pub const ALL: [Self; 8] = [
         Self::Starting,
         Self::Waiting,
@@ -190,6 +205,7 @@ impl Phase {
             Self::Finishing => "finishing",
             Self::Draining => "draining",
             Self::Ended => "ended",
+            Self::Unknown => "unknown",
         }
     }
 }
