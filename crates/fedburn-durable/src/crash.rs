@@ -2,8 +2,8 @@
 //!
 //! Steps are counted for each folder that is watched, whatever thread takes them. From the chosen one on nothing below
 //! the folder changes any more, as if the process were gone; the test then drops what it was testing and begins anew.
-//! A kill leaves all that was written. A power cut also takes back what was not synced: bytes of files, and what was
-//! made or renamed in directories.
+//! A kill leaves all that was written, synced or not: the system still has it, and a later power cut takes it after all.
+//! A power cut takes back what was not synced: bytes of files, and what was made, renamed or removed in directories.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -47,6 +47,14 @@ struct State {
 enum Unnamed {
     Made(PathBuf),
     Renamed { from: PathBuf, to: PathBuf, old: Option<Vec<u8>> },
+    Removed { path: PathBuf, was: Was },
+}
+
+/// What is on disk of what was removed.
+#[derive(Debug)]
+enum Was {
+    File(Vec<u8>),
+    Directory(Vec<(PathBuf, Was)>),
 }
 
 static WATCHED: Mutex<Vec<Arc<Disk>>> = Mutex::new(Vec::new());
@@ -78,14 +86,17 @@ impl Watch {
         lock(&self.0.state).ended.is_some()
     }
 
-    /// The machine is up again: takes back what a power cut takes, and lets all steps pass.
+    /// The process may begin anew: takes back what a power cut takes, and lets all steps pass.
     ///
     /// # Errors
     /// What the system says.
     pub fn restart(&self) -> io::Result<()> {
-        let state = std::mem::take(&mut *lock(&self.0.state));
-        if state.ended == Some(Ending::PowerCut) {
-            state.take_back()?;
+        let mut state = lock(&self.0.state);
+        let before = std::mem::take(&mut *state);
+        match before.ended {
+            Some(Ending::PowerCut) => before.take_back()?,
+            // What was not synced still is not.
+            _ => *state = State { unsynced: before.unsynced, unnamed: before.unnamed, ..State::default() },
         }
         Ok(())
     }
@@ -112,6 +123,8 @@ impl State {
                         fs::write(&to, old)?;
                     }
                 }
+                // Nothing where its directory is not there any more either.
+                Unnamed::Removed { path, was } => crate::unless_missing(was.put_back(&path))?,
             }
         }
         Ok(())
@@ -129,11 +142,9 @@ impl State {
             Step::SyncDirectory => self.unnamed.retain(|unnamed| match unnamed {
                 Unnamed::Made(made) => !inside(made, path),
                 Unnamed::Renamed { to, .. } => !inside(to, path),
+                Unnamed::Removed { path: removed, .. } => !inside(removed, path),
             }),
-            Step::Write => {
-                let len = fs::metadata(path).map_or(0, |file| file.len());
-                self.unsynced.entry(path.to_owned()).or_insert(len);
-            }
+            Step::Write => self.unsynced_from_here(path),
             // Taken as done at once, which is the harder case for what was to be dropped.
             Step::Truncate => {
                 self.unsynced.insert(path.to_owned(), 0);
@@ -149,11 +160,39 @@ impl State {
                 self.unnamed.push(Unnamed::Renamed { from: from.to_owned(), to: path.to_owned(), old });
             }
             Step::Remove => {
+                if let Some(was) = Was::of(path, &self.unsynced) {
+                    self.unnamed.push(Unnamed::Removed { path: path.to_owned(), was });
+                }
                 self.unsynced.retain(|file, _| !file.starts_with(path));
-                self.unnamed.retain(|unnamed| match unnamed {
-                    Unnamed::Made(made) => !made.starts_with(path),
-                    Unnamed::Renamed { to, .. } => !to.starts_with(path),
-                });
+            }
+        }
+    }
+
+    /// What is written to the file from now on is not on disk for sure.
+    fn unsynced_from_here(&mut self, path: &Path) {
+        let len = fs::metadata(path).map_or(0, |file| file.len());
+        self.unsynced.entry(path.to_owned()).or_insert(len);
+    }
+}
+
+impl Was {
+    /// What is on disk for sure of what is at `path`, where something is.
+    fn of(path: &Path, unsynced: &BTreeMap<PathBuf, u64>) -> Option<Self> {
+        if !path.is_dir() {
+            let mut bytes = fs::read(path).ok()?;
+            bytes.truncate(unsynced.get(path).map_or(usize::MAX, |len| *len as usize));
+            return Some(Self::File(bytes));
+        }
+        let inside = fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        Some(Self::Directory(inside.filter_map(|path| Some((path.clone(), Self::of(&path, unsynced)?))).collect()))
+    }
+
+    fn put_back(self, path: &Path) -> io::Result<()> {
+        match self {
+            Self::File(bytes) => fs::write(path, bytes),
+            Self::Directory(inside) => {
+                fs::create_dir(path)?;
+                inside.into_iter().try_for_each(|(path, was)| was.put_back(&path))
             }
         }
     }
@@ -177,10 +216,11 @@ pub(crate) fn torn(path: &Path, len: usize) -> usize {
     let Some(disk) = of(path) else { return 0 };
     let mut state = lock(&disk.state);
     // Only the last step itself leaves something.
-    match state.ended == Some(Ending::Torn) && state.last.take().is_some() {
-        true => len / 2,
-        false => 0,
+    if state.ended != Some(Ending::Torn) || state.last.take().is_none() {
+        return 0;
     }
+    state.unsynced_from_here(path);
+    len / 2
 }
 
 fn of(path: &Path) -> Option<Arc<Disk>> {
@@ -207,7 +247,7 @@ mod tests {
         assert_eq!(steps, 5, "create, write, sync, rename, sync of the directory");
         for ending in [Ending::Before, Ending::Torn, Ending::PowerCut] {
             for step in 0..=steps {
-                fs::write(&path, b"old content").unwrap();
+                replace(&path, b"old content", Access::Anybody).unwrap();
                 watch.restart().unwrap();
                 watch.crash_at(step, ending);
                 let done = replace(&path, b"the new one", Access::Anybody).is_ok();
@@ -226,7 +266,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let watch = Watch::new(dir.path());
-        let mut log = File::append(&path).unwrap();
+        let mut log = File::append(&path, Access::Anybody).unwrap();
         crate::sync_directory(dir.path()).unwrap();
         log.write(b"first").unwrap();
         log.sync().unwrap();
@@ -237,5 +277,52 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"firstsecond");
         watch.restart().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first");
+    }
+
+    #[test]
+    fn what_a_kill_left_unsynced_a_later_power_cut_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let watch = Watch::new(dir.path());
+        let mut log = File::append(&path, Access::Anybody).unwrap();
+        log.write(b"one").unwrap();
+        log.sync().unwrap();
+        crate::sync_directory(dir.path()).unwrap();
+        log.write(b"two").unwrap();
+        watch.crash_at(watch.steps(), Ending::Torn);
+        assert!(log.write(b"three").is_err());
+        watch.restart().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"onetwoth", "the system has it");
+        watch.crash_at(0, Ending::PowerCut);
+        assert!(log.sync().is_err());
+        watch.restart().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_power_cut_brings_back_what_was_removed_until_the_directory_is_synced() {
+        for synced in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let (file, folder) = (dir.path().join("file"), dir.path().join("folder"));
+            let inside = folder.join("inside");
+            let watch = Watch::new(dir.path());
+            replace(&file, b"content", Access::Anybody).unwrap();
+            crate::create_dir(&folder).unwrap();
+            crate::write_synced(&inside, b"inside").unwrap();
+            crate::sync_directory(&folder).unwrap();
+            crate::sync_directory(dir.path()).unwrap();
+            crate::remove_file(&file).unwrap();
+            crate::remove_dir_all(&folder).unwrap();
+            if synced {
+                crate::sync_directory(dir.path()).unwrap();
+            }
+            watch.crash_at(watch.steps(), Ending::PowerCut);
+            assert!(crate::create_dir(&folder).is_err());
+            assert!(!file.exists() && !folder.exists());
+            watch.restart().unwrap();
+            let found = [&file, &inside].map(|path| fs::read(path).ok());
+            let expected = [&b"content"[..], b"inside"].map(|bytes| (!synced).then(|| bytes.to_vec()));
+            assert_eq!(found, expected);
+        }
     }
 }

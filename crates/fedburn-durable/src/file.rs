@@ -15,6 +15,17 @@ pub enum Access {
     Owner,
 }
 
+impl Access {
+    /// Opens a file; one that is made is for whom this says from the first moment on.
+    fn open(self, path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+        #[cfg(unix)]
+        if self == Self::Owner {
+            std::os::unix::fs::OpenOptionsExt::mode(options, OWNER);
+        }
+        options.open(path)
+    }
+}
+
 /// A file that is written to. Nothing is on disk for sure before [`File::sync`].
 #[derive(Debug)]
 pub struct File {
@@ -31,24 +42,22 @@ impl File {
         allow(Step::Create, path)?;
         // Removed first: what is there may have been open to more readers.
         crate::unless_missing(fs::remove_file(path))?;
-        let mut options = fs::File::options();
-        options.write(true).create_new(true);
-        #[cfg(unix)]
-        if access == Access::Owner {
-            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        }
-        #[cfg(not(unix))]
-        let _ = access;
-        Ok(Self { file: options.open(path)?, path: path.to_owned() })
+        let file = access.open(path, fs::File::options().write(true).create_new(true))?;
+        Ok(Self { file, path: path.to_owned() })
     }
 
-    /// Opens a file to go on behind what it holds; it is made where it is missing.
+    /// Opens a file to go on behind what it holds; it is made where it is missing. One that more could read is its
+    /// owner's from now on, where `access` says so.
     ///
     /// # Errors
     /// What the system says.
-    pub fn append(path: &Path) -> io::Result<Self> {
+    pub fn append(path: &Path, access: Access) -> io::Result<Self> {
         allow(Step::Create, path)?;
-        let file = fs::File::options().read(true).append(true).create(true).open(path)?;
+        let file = access.open(path, fs::File::options().read(true).append(true).create(true))?;
+        #[cfg(unix)]
+        if access == Access::Owner {
+            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(OWNER))?;
+        }
         Ok(Self { file, path: path.to_owned() })
     }
 
@@ -86,3 +95,7 @@ impl File {
         self.file.sync_data()
     }
 }
+
+/// Permissions of a file that is its owner's.
+#[cfg(unix)]
+const OWNER: u32 = 0o600;

@@ -11,7 +11,7 @@
 //! let dir = tempfile::tempdir()?;
 //! replace(&dir.path().join("whole"), b"new", Access::Owner)?;
 //!
-//! let mut log = File::append(&dir.path().join("log"))?;
+//! let mut log = File::append(&dir.path().join("log"), Access::Anybody)?;
 //! log.write(b"one line\n")?;
 //! log.sync()?;
 //! # Ok::<(), std::io::Error>(())
@@ -26,8 +26,8 @@ mod place;
 
 pub use file::{Access, File};
 pub use place::{
-    create_dir, remove_dir_all, remove_file, rename, replace, replace_with, sync_directory, unless_missing,
-    write_synced,
+    create_dir, directory_of, remove_dir_all, remove_file, remove_unfinished, rename, replace, replace_with,
+    sync_directory, unless_missing, write_synced,
 };
 
 #[cfg(doctest)]

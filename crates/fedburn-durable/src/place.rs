@@ -6,8 +6,9 @@ use std::path::Path;
 
 use crate::{Access, File};
 
-/// Replaces the content of `path`: written beside it, synced, then renamed. On error the old content is there, and
-/// nothing beside it.
+/// Replaces the content of `path`: written beside it, synced, then renamed. On error the old content is there, or all of
+/// the new where only its name could not be put on disk for sure, and nothing beside it. What a process leaves there
+/// that is killed in between, [`remove_unfinished`] removes.
 ///
 /// # Errors
 /// What the system says.
@@ -33,7 +34,23 @@ pub fn replace_with(path: &Path, access: Access, write: impl FnOnce(&mut File) -
         // The first error is the one to tell.
         let _ = remove_file(beside);
     })?;
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+    sync_directory(directory_of(path))
+}
+
+/// Removes what processes left in `directory` that were killed while they replaced a file of it. For a directory in which
+/// nobody else replaces files now.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_unfinished(directory: &Path) -> io::Result<()> {
+    for entry in unless_missing(fs::read_dir(directory).map(Some))?.into_iter().flatten() {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".tmp")?.rsplit_once('.'));
+        if name.is_some_and(|(name, process)| !name.is_empty() && process.parse::<u32>().is_ok()) {
+            unless_missing(remove_file(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file that is on disk when this returns. Not whole before: for names that nothing reads yet.
@@ -51,8 +68,6 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// What the system says.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    // A relative path of one component has the empty path as parent.
-    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     allow(Step::SyncDirectory, directory)?;
     fs::File::open(directory)?.sync_all()
 }
@@ -91,6 +106,12 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 pub fn remove_dir_all(path: &Path) -> io::Result<()> {
     allow(Step::Remove, path)?;
     fs::remove_dir_all(path)
+}
+
+/// The directory that a path is in.
+pub fn directory_of(path: &Path) -> &Path {
+    // A relative path of one component has the empty path as parent.
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Treats what is not there as empty.
@@ -148,6 +169,28 @@ mod tests {
         assert!(!parent.join(left).exists(), "nothing is left beside it after an error");
     }
 
+    #[test]
+    fn what_a_killed_process_left_unfinished_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        remove_unfinished(&dir.path().join("no such folder")).unwrap();
+        let watch = crate::crash::Watch::new(dir.path());
+        watch.crash_at(2, crate::crash::Ending::Before);
+        replace(&path, b"never whole", Access::Owner).unwrap_err();
+        watch.restart().unwrap();
+        let names = || {
+            let names = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(), [format!("record.{}.tmp", std::process::id())].into());
+        let others = ["record", "record.tmp", "record..tmp", "record.x1.tmp", ".12.tmp", "record.12.tmp.old"];
+        for name in others.into_iter().chain(["record.12.tmp"]) {
+            fs::write(dir.path().join(name), b"").unwrap();
+        }
+        remove_unfinished(dir.path()).unwrap();
+        assert_eq!(names(), others.map(str::to_owned).into());
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_private_file_is_its_owners() {
@@ -156,6 +199,13 @@ mod tests {
         let path = dir.path().join("secret");
         fs::write(&path, b"open to all").unwrap();
         replace(&path, b"secret", Access::Owner).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        for (name, before) in [("new", None), ("old", Some(b"open to all"))] {
+            let path = dir.path().join(name);
+            before.into_iter().for_each(|bytes| fs::write(&path, bytes).unwrap());
+            File::append(&path, Access::Owner).unwrap();
+            assert_eq!(mode(&path), 0o600, "{name}");
+        }
     }
 }
