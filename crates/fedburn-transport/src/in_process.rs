@@ -28,7 +28,8 @@ pub struct InProcess<B: Backend> {
 impl<B: Backend> InProcess<B> {
     /// Starts `workers` threads (0 for one a core) over `population`.
     ///
-    /// Without a `store` clients begin every round without state: right for stateless local rules only.
+    /// Without a `store` clients begin every round without state: right for stateless local rules only, and only where
+    /// updates lose nothing on their way (what a lossy codec leaves out of one is state until the next).
     ///
     /// # Errors
     /// [`TransportError::Closed`] where the system refuses a thread.

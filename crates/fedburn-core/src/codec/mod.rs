@@ -31,8 +31,9 @@ use crate::{SchemaError, Seed};
 ///
 /// # Laws
 /// `decode(encode(v))` has as many values as `v`, all finite. What `f32`, `f16`, `bf16` and `top_k` decode to, they write
-/// again without a change. `int8` and `int4` are right on average over seeds. Equal values, codecs and seeds make equal
-/// bytes, on every machine.
+/// again without a change. `int8` and `int4` are right on average over seeds, in blocks without a value beyond 65504 x 127
+/// or 65504 x 7: their scale is of half precision, and larger values become these. Equal values, codecs and seeds make
+/// equal bytes, on every machine.
 ///
 /// # Examples
 ///
