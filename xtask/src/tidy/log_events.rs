@@ -1,4 +1,4 @@
-//! Every event of the network's log has a fixed name, and every name is told in the documentation.
+//! Every event of the log has a fixed name, and every name is told in the documentation.
 
 use super::code_lines;
 use crate::workspace::Source;
@@ -8,7 +8,7 @@ pub const PAGE: &str = "docs/federation.md";
 
 /// Whether the rule looks at this file.
 pub fn concerns(source: &Source) -> bool {
-    source.path.starts_with("crates/fedburn-transport/src/") && !source.path.contains("/tests/")
+    CRATES.iter().any(|path| source.path.starts_with(path)) && !source.path.contains("/tests/")
 }
 
 /// Each event of `source` ends in a name such as `"node.connected"`, which the text of [`PAGE`] holds.
@@ -63,6 +63,9 @@ fn is_name(name: &str) -> bool {
     name.split_once('.').is_some_and(|(what, happened)| word(what) && word(happened))
 }
 
+/// Crates that log.
+const CRATES: &[&str] =
+    &["crates/fedburn-transport/src/", "crates/fedburn-runtime/src/", "crates/fedburn-experiment/src/"];
 const LEVELS: &[&str] = &["tracing::error!(", "tracing::warn!(", "tracing::info!(", "tracing::debug!("];
 
 #[cfg(test)]
