@@ -103,6 +103,14 @@ pub trait ServerTransport<B: Backend>: Send {
     /// Every client that may be asked now, sorted by id.
     fn clients(&self) -> Arc<[ClientInfo]>;
 
+    /// Waits until a client may be asked, for at most `timeout`. A transport whose clients never change does not wait.
+    ///
+    /// # Errors
+    /// [`TransportError`] where no round can follow: the server was asked to end, or cannot go on.
+    fn wait(&mut self, _timeout: Duration) -> Result<(), TransportError> {
+        Ok(())
+    }
+
     /// Sends the requests and yields outcomes as they come. Dropping the iterator abandons what is outstanding.
     fn exchange<'a>(
         &'a mut self,
@@ -131,6 +139,10 @@ pub trait ServerTransport<B: Backend>: Send {
 impl<B: Backend, T: ServerTransport<B> + ?Sized> ServerTransport<B> for Box<T> {
     fn clients(&self) -> Arc<[ClientInfo]> {
         (**self).clients()
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        (**self).wait(timeout)
     }
 
     fn exchange<'a>(

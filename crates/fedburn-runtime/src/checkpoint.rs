@@ -249,7 +249,7 @@ impl CheckpointDir {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
                 Err(Unusable::OtherModel(reason)) => return Err(CheckpointError::OtherModel { round, reason }),
                 Err(Unusable::Damaged(reason)) => {
-                    tracing::warn!(checkpoint = %place.display(), reason, "passing over a damaged checkpoint");
+                    tracing::warn!(checkpoint = %place.display(), reason, "checkpoint.damaged");
                     newest_damage.get_or_insert(reason);
                 }
             }

@@ -39,7 +39,7 @@ pub fn run_clients<B: Backend>(
             let (client, round) = (asked.client, asked.request.round());
             let reply = answer(&mut answerer, asked, states);
             if let Err(failure) = &reply {
-                tracing::warn!(%client, %round, %failure, "no answer");
+                tracing::warn!(%client, %round, %failure, "answer.failed");
             }
             transport.reply(client, round, reply)?;
         }

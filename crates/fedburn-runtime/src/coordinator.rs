@@ -23,7 +23,7 @@ use fedburn_core::{
 };
 
 use crate::gather::{Gathered, Sums};
-use crate::open_round::{Begun, Folded, Found};
+use crate::open_round::{Begun, Folded, Found, fingerprint};
 use crate::running_mean::RunningMeanError;
 
 /// What the driver tells the coordinator.
@@ -147,7 +147,8 @@ impl<B: Backend> Coordinator<B> {
     }
 
     /// Lets the long vectors of a round wait for its mean in files in `folder` instead of in memory, which then holds
-    /// the global vector and the mean however many clients there are. Changes no bit of any result.
+    /// the global vector and the mean however many clients there are, and 16 bytes a value more in an open round that was
+    /// written to disk. Changes no bit of any result.
     #[must_use]
     pub fn with_staging(mut self, folder: &Path) -> Self {
         self.staging = Some(folder.into());
@@ -210,6 +211,7 @@ impl<B: Backend> Coordinator<B> {
         });
         let begun = Begun {
             round: round.index,
+            model: fingerprint(&self.global),
             available: round.available,
             population: round.population,
             cohort: round.cohort.clone(),
@@ -502,6 +504,12 @@ fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>, asked: &R
         global.schema().ensure_same(vector.schema()).map_err(|e| malformed(format!("side vector `{name}`: {e}")))?;
     }
     let report = &update.report;
+    if let Some(counts) = &report.class_counts {
+        let (sum, all) = (counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count)), update.num_examples);
+        if sum != all {
+            return Err(malformed(format!("reports {sum} examples by class, {all} in all")));
+        }
+    }
     // A client may keep its class counts to itself: a strategy that asks for them does without.
     for (asked, reported, name) in [
         (asked.accumulation, report.accumulation.is_some(), "accumulation"),

@@ -1,10 +1,12 @@
 //! What an open round has of its clients, on disk, so that a server that was killed asks only the others again.
 //!
 //! ```text
-//! "fedburn open round 1\n" | len u64 | what is told of the clients, JSON | sums, f64 | SHA-256 of all before
+//! "fedburn open round 2\n" | len u64 | what is told of the clients, JSON | sums, f64 | SHA-256 of all before
 //! ```
 //!
-//! The file is replaced as a whole. Which round it is of says whether it is of any use: that of a round that ended is not.
+//! The file is replaced as a whole. Which round it is of, and which model that began from, says whether it is of any use:
+//! neither is that of a round that ended, nor that of one which a run begins again from another model because a checkpoint
+//! was damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,13 +14,14 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use fedburn_core::{ClientId, Metrics, RoundIndex, SideName};
+use burn::tensor::backend::Backend;
+use fedburn_core::{ClientId, Metrics, ParamVector, RoundIndex, SideName};
 use fedburn_durable::{self as durable, Access};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::ExactSum;
 use crate::gather::{ClientScalars, Sums};
+use crate::{Coordinator, ExactSum};
 
 /// Where open rounds of one run are kept, and when the next writing is due.
 pub(crate) struct OpenRounds {
@@ -32,6 +35,8 @@ pub(crate) struct OpenRounds {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Begun {
     pub(crate) round: RoundIndex,
+    /// What [`fingerprint`] says of the global vector that it began from.
+    pub(crate) model: String,
     /// Clients that could be reached when it began.
     pub(crate) available: u64,
     pub(crate) population: u64,
@@ -78,16 +83,27 @@ impl OpenRounds {
 
     /// A round with so many updates begins, or goes on.
     pub(crate) fn begin(&mut self, updates: usize, now: Duration) {
-        self.pace = Pace { written: updates, at: now };
+        self.pace = Pace { written: updates, at: now, ..self.pace };
     }
 
-    /// Whether a round with so many updates should be written now.
-    pub(crate) fn is_due(&mut self, updates: usize, now: Duration) -> bool {
-        self.pace.is_due(updates, now)
+    /// Writes the open round of `coordinator` where that is due; it is on disk when this returns.
+    pub(crate) fn follow<B: Backend>(
+        &mut self,
+        coordinator: &mut Coordinator<B>,
+        clock: impl Fn() -> Duration,
+    ) -> io::Result<()> {
+        let (updates, began) = (coordinator.accepted(), clock());
+        if self.pace.is_due(updates, began) {
+            if let Some((begun, sums)) = coordinator.begun().map_err(io::Error::other)? {
+                self.write(begun, &sums)?;
+            }
+            let at = clock();
+            self.pace = Pace { written: updates, at, took: at.saturating_sub(began) };
+        }
+        Ok(())
     }
 
-    /// Writes an open round; it is on disk when this returns.
-    pub(crate) fn write(&self, begun: Begun, sums: &Sums<'_>) -> io::Result<()> {
+    fn write(&self, begun: Begun, sums: &Sums<'_>) -> io::Result<()> {
         let head = Head {
             config_hash: self.config_hash.clone(),
             len: sums.first().map_or(0, |(_, sum)| sum.len()),
@@ -95,7 +111,7 @@ impl OpenRounds {
             begun,
         };
         let head = serde_json::to_vec(&head)?;
-        durable::replace_with(&self.path, Access::Anybody, |file| {
+        durable::replace_with(&self.path, Access::Owner, |file| {
             let mut out = BufWriter::with_capacity(BUFFER, Hashed { inner: &mut *file, hash: Sha256::new() });
             out.write_all(MAGIC)?;
             out.write_all(&(head.len() as u64).to_le_bytes())?;
@@ -106,11 +122,13 @@ impl OpenRounds {
         })
     }
 
-    /// The round that was begun after `finished` rounds of this run, if one was left.
+    /// The round that was begun from `global` after `finished` rounds of this run, if one was left. What else is there is
+    /// removed.
     ///
     /// # Errors
     /// That it is damaged, or what the system says.
-    pub(crate) fn find(&self, finished: RoundIndex) -> io::Result<Option<Found>> {
+    pub(crate) fn find<B: Backend>(&self, finished: RoundIndex, global: &ParamVector<B>) -> io::Result<Option<Found>> {
+        durable::remove_unfinished(durable::directory_of(&self.path))?;
         let file = match fs::File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -127,7 +145,9 @@ impl OpenRounds {
             return Err(io::Error::other("damaged; delete it, and its clients are asked again"));
         }
         let (head, sums) = found?;
-        if head.config_hash != self.config_hash || head.begun.round != finished.next() {
+        let (config, round, model) = (&head.config_hash, head.begun.round, &head.begun.model);
+        if *config != self.config_hash || round != finished.next() || *model != fingerprint(global) {
+            self.forget()?;
             return Ok(None);
         }
         let (mut side, mut params) = (BTreeMap::new(), None);
@@ -140,14 +160,14 @@ impl OpenRounds {
         Ok(params.map(|params| Found { begun: head.begun, params, side }))
     }
 
-    /// The round is over.
+    /// The round is over. Not synced: what comes back after a crash is of another round.
     pub(crate) fn forget(&self) -> io::Result<()> {
         durable::unless_missing(durable::remove_file(&self.path))
     }
 }
 
 fn read(reader: &mut impl Read, len: u64) -> io::Result<(Head, Vec<ExactSum>)> {
-    let damaged = || io::Error::other("not an open round");
+    let damaged = || io::Error::other("not an open round as this version writes it; delete it");
     let mut start = [0; MAGIC.len() + 8];
     reader.read_exact(&mut start)?;
     let (magic, head_len) = start.split_at(MAGIC.len());
@@ -166,22 +186,30 @@ fn read(reader: &mut impl Read, len: u64) -> io::Result<(Head, Vec<ExactSum>)> {
     Ok((head, sums))
 }
 
+/// SHA-256 of a vector's values, in hexadecimal.
+pub(crate) fn fingerprint<B: Backend>(vector: &ParamVector<B>) -> String {
+    let (len, mut hash) = (vector.num_values(), Sha256::new());
+    for start in (0..len).step_by(BUFFER) {
+        let range = start..len.min(start + BUFFER);
+        vector.with_range(range, |values| hash.update(bytemuck::cast_slice(values)));
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// When an open round is written again: after so many updates, or some after so long. Time enters as a number.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Pace {
-    /// Updates in what was written, and when it was.
+    /// Updates in what was written, when it was there, and how long that had taken.
     written: usize,
     at: Duration,
+    took: Duration,
 }
 
 impl Pace {
-    fn is_due(&mut self, updates: usize, now: Duration) -> bool {
+    fn is_due(&self, updates: usize, now: Duration) -> bool {
         let new = updates.saturating_sub(self.written);
-        let due = new >= UPDATES || new > 0 && now.saturating_sub(self.at) >= PERIOD;
-        if due {
-            *self = Self { written: updates, at: now };
-        }
-        due
+        let period = PERIOD.max(self.took.saturating_mul(REST));
+        new >= UPDATES || new > 0 && now.saturating_sub(self.at) >= period
     }
 }
 
@@ -211,7 +239,7 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-const MAGIC: &[u8] = b"fedburn open round 1\n";
+const MAGIC: &[u8] = b"fedburn open round 2\n";
 /// Bytes of a SHA-256.
 const SUM_LEN: u64 = 32;
 const BUFFER: usize = 1 << 20;
@@ -219,21 +247,83 @@ const BUFFER: usize = 1 << 20;
 const UPDATES: usize = 64;
 /// Time after which fewer are written too.
 const PERIOD: Duration = Duration::from_secs(60);
+/// At least so many times as long as a writing takes, none follows because of the time.
+const REST: u32 = 10;
 
 #[cfg(test)]
 mod tests {
+    use burn_flex::{Flex, FlexDevice};
+    use fedburn_core::{
+        Aggregate, AggregateError, ClientInfo, ClientReport, LocalUpdate, MeanStrategy, Outcome, Reply, Round,
+        RoundMean, Seed, SideInfo, Strategy,
+    };
+    use fedburn_durable::crash::{Ending, Watch};
+
     use super::*;
+    use crate::{All, Input};
 
     #[test]
     fn a_round_is_written_each_so_many_updates_or_so_often() {
         let second = Duration::from_secs;
-        let mut pace = Pace { written: 3, at: second(10) };
-        assert!(!pace.is_due(66, second(69)));
-        assert!(pace.is_due(67, second(11)), "64 more");
-        assert!(!pace.is_due(67, second(1000)), "nothing is new");
-        assert!(pace.is_due(68, second(71)), "one after a minute");
-        assert!(!pace.is_due(69, second(130)));
-        assert!(pace.is_due(69, second(131)));
+        let pace = Pace { written: 3, at: second(10), took: second(1) };
+        assert!(!pace.is_due(3, second(1000)), "nothing is new");
+        assert!(!pace.is_due(4, second(69)) && pace.is_due(4, second(70)), "one after a minute");
+        assert!(!pace.is_due(66, second(69)) && pace.is_due(67, second(10)), "64 more");
+        let slow = Pace { took: second(90), ..pace };
+        assert!(!slow.is_due(4, second(909)) && slow.is_due(4, second(910)), "a tenth of the time is spent on it");
+        assert!(slow.is_due(67, second(10)));
+    }
+
+    #[test]
+    fn a_slow_disk_is_not_written_to_without_a_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rounds = OpenRounds::new(dir.path().join("open"), "hash");
+        let strategy = Strategy::Mean(Box::new(Unused));
+        let mut coordinator = Coordinator::<Flex>::new(strategy, Box::new(All), global(1.0), Seed::new(1), 1);
+        let clients: Vec<_> = (0..30).map(|k| ClientInfo { id: ClientId(k), num_examples: 1 }).collect();
+        coordinator.step(Input::Begin(&clients), Duration::ZERO).unwrap();
+        // An answer each ten seconds; a look at the clock while the round is written is 80 seconds later than the last.
+        let (now, mut written) = (std::cell::Cell::new(Duration::ZERO), Vec::new());
+        rounds.begin(0, now.get());
+        for client in 0..29 {
+            let reply = Ok(Reply::Trained(LocalUpdate {
+                params: global(client as f32),
+                num_examples: 1,
+                side: SideInfo::default(),
+                report: ClientReport::default(),
+                metrics: Metrics::new(),
+            }));
+            now.set(now.get() + Duration::from_secs(10));
+            coordinator.step(Input::Outcome(Outcome { client: ClientId(client), reply }), Duration::ZERO).unwrap();
+            let first = std::cell::Cell::new(true);
+            let clock = || {
+                now.set(now.get() + if first.replace(false) { Duration::ZERO } else { Duration::from_secs(80) });
+                now.get()
+            };
+            rounds.follow(&mut coordinator, clock).unwrap();
+            if rounds.pace.written as u64 == client + 1 {
+                written.push(client + 1);
+            }
+        }
+        assert_eq!(written, [6], "and not with each of those that follow");
+        assert_eq!(rounds.find(RoundIndex(0), &global(1.0)).unwrap().unwrap().begun.folded.len(), 6);
+    }
+
+    /// A strategy whose round never ends.
+    struct Unused;
+
+    impl MeanStrategy<Flex> for Unused {
+        fn name(&self) -> &'static str {
+            "unused"
+        }
+
+        fn step(&mut self, _: &Round<'_, Flex>, mean: &RoundMean<Flex>) -> Result<Aggregate<Flex>, AggregateError> {
+            Ok(mean.params.clone().into())
+        }
+    }
+
+    fn global(value: f32) -> ParamVector<Flex> {
+        fedburn_testkit::vector(&[value; 3], &fedburn_testkit::schema(&[3]), &FlexDevice)
     }
 
     fn begun() -> Begun {
@@ -241,6 +331,7 @@ mod tests {
         let metrics: Metrics = [("loss".into(), fedburn_core::Mean::new(f64::NAN, 2.0))].into_iter().collect();
         Begun {
             round: RoundIndex(4),
+            model: fingerprint(&global(1.0)),
             available: 6,
             population: 9,
             cohort: [1, 2, 5].map(ClientId).into(),
@@ -252,27 +343,68 @@ mod tests {
     fn what_was_written_is_found_in_its_round_and_damage_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let rounds = OpenRounds::new(dir.path().join("open"), "hash");
-        assert!(rounds.find(RoundIndex(3)).unwrap().is_none());
+        assert!(rounds.find(RoundIndex(3), &global(1.0)).unwrap().is_none());
         let (mut params, mut side) = (ExactSum::new(3), ExactSum::new(3));
         params.add(&[1.0, 1e30, -0.0], 5).unwrap();
         side.add(&[0.5, 1.0, 2.0], 5).unwrap();
-        rounds.write(begun(), &vec![(None, &params), (Some("control".into()), &side)]).unwrap();
-        let found = rounds.find(RoundIndex(3)).unwrap().unwrap();
+        let sums = vec![(None, &params), (Some("control".into()), &side)];
+        rounds.write(begun(), &sums).unwrap();
+        let whole = fs::read(&rounds.path).unwrap();
+        let found = rounds.find(RoundIndex(3), &global(1.0)).unwrap().unwrap();
         assert_eq!(format!("{:?}", found.begun), format!("{:?}", begun()));
         assert_eq!(found.params.mean().unwrap(), params.mean().unwrap());
         assert_eq!(found.side["control"].mean().unwrap(), side.mean().unwrap());
-        assert!(rounds.find(RoundIndex(4)).unwrap().is_none(), "of an earlier round");
-        assert!(OpenRounds::new(dir.path().join("open"), "other").find(RoundIndex(3)).unwrap().is_none());
-        let whole = fs::read(&rounds.path).unwrap();
+        let other = OpenRounds::new(rounds.path.clone(), "other");
+        for (rounds, finished, model, what) in [
+            (&rounds, 4, 1.0, "an earlier round"),
+            (&rounds, 3, 2.0, "the round from another model"),
+            (&other, 3, 1.0, "another run"),
+        ] {
+            fs::write(&rounds.path, &whole).unwrap();
+            assert!(rounds.find(RoundIndex(finished), &global(model)).unwrap().is_none(), "of {what}");
+            assert!(!rounds.path.exists(), "it is of no use any more");
+        }
         for at in 0..whole.len() {
             let mut bytes = whole.clone();
             bytes[at] ^= 1;
             fs::write(&rounds.path, &bytes).unwrap();
-            assert!(rounds.find(RoundIndex(3)).is_err(), "byte {at}");
+            assert!(rounds.find(RoundIndex(3), &global(1.0)).is_err(), "byte {at}");
             fs::write(&rounds.path, &whole[..at]).unwrap();
-            assert!(rounds.find(RoundIndex(3)).is_err(), "cut at {at}");
+            assert!(rounds.find(RoundIndex(3), &global(1.0)).is_err(), "cut at {at}");
         }
         rounds.forget().unwrap();
-        assert!(rounds.find(RoundIndex(3)).unwrap().is_none());
+        assert!(rounds.find(RoundIndex(3), &global(1.0)).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_server_that_is_killed_while_it_writes_leaves_the_old_round_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let rounds = OpenRounds::new(dir.path().join("open"), "hash");
+        let mut params = ExactSum::new(3);
+        params.add(&[1.0, 1e30, -0.0], 5).unwrap();
+        let sums = vec![(None, &params)];
+        rounds.write(begun(), &sums).unwrap();
+        let watch = Watch::new(dir.path());
+        rounds.write(begun(), &sums).unwrap();
+        for (step, ending) in (0..watch.steps()).flat_map(|step| [(step, Ending::Torn), (step, Ending::PowerCut)]) {
+            watch.restart().unwrap();
+            watch.crash_at(step, ending);
+            rounds.write(begun(), &sums).unwrap_err();
+            watch.restart().unwrap();
+            assert!(rounds.find(RoundIndex(3), &global(1.0)).unwrap().is_some(), "{ending:?} at {step}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "{ending:?} at {step}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn open_rounds_are_for_the_owner_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let rounds = OpenRounds::new(dir.path().join("open"), "hash");
+        let mut params = ExactSum::new(3);
+        params.add(&[1.0; 3], 5).unwrap();
+        rounds.write(begun(), &vec![(None, &params)]).unwrap();
+        assert_eq!(fs::metadata(&rounds.path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

@@ -125,7 +125,7 @@ impl RunningMean {
             added
         });
         if let Err(error) = &added {
-            tracing::warn!(%error, folder = %folder.display(), "an update waits in memory: it cannot be written");
+            tracing::warn!(%error, folder = %folder.display(), "update.staged_in_memory");
         }
         added.is_ok()
     }

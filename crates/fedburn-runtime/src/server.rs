@@ -102,7 +102,7 @@ impl<B: Backend> Server<B> {
 
     /// Writes what an open round has of its clients to the file `path`, after each 64 updates or a minute, so that a
     /// server that was killed asks only the others again. For strategies of a mean; where the strategy sees single
-    /// updates nothing is written. `config_hash` identifies the run: what another one left is not used.
+    /// updates nothing is written. `config_hash` identifies the run: what another one left is removed.
     #[must_use]
     pub fn with_open_rounds(mut self, path: impl Into<PathBuf>, config_hash: &str) -> Self {
         self.open_rounds = Some(OpenRounds::new(path.into(), config_hash));
@@ -138,7 +138,8 @@ impl<B: Backend> Server<B> {
     }
 
     /// Lets the long vectors of a round wait for its mean in files in `folder` instead of in memory: for models of which
-    /// a few do not fit. Changes no bit of any result.
+    /// a few do not fit. Changes no bit of any result. With [`Server::with_open_rounds`] their sums are in memory once an
+    /// open round was written, 16 bytes a value.
     #[must_use]
     pub fn with_staging(mut self, folder: &Path) -> Self {
         self.coordinator = self.coordinator.with_staging(folder);
@@ -188,7 +189,8 @@ impl<B: Backend> Server<B> {
             self.evaluate(&mut watch)?;
         }
         if let Some(rounds) = &self.open_rounds {
-            let found = rounds.find(self.finished()).map_err(|e| self.open_round_error(e))?;
+            let found = rounds.find(self.finished(), self.coordinator.global());
+            let found = found.map_err(|e| self.open_round_error(self.finished().next(), e))?;
             found.into_iter().for_each(|found| self.coordinator.go_on_with(found));
         }
         while self.finished().0 < rounds && watch.stop.is_none() {
@@ -233,23 +235,19 @@ impl<B: Backend> Server<B> {
 
     /// Who may be asked. Where nobody is there, the first client is waited for, as long as a round may last: else the
     /// rounds of a run whose network is down would end one after another at once.
-    fn available(&self) -> Arc<[ClientInfo]> {
-        let began = Instant::now();
-        loop {
-            let clients = self.transport.clients();
-            let waited = began.elapsed();
-            if !clients.is_empty() || waited >= self.config.timeout() {
-                return clients;
-            }
-            if waited < LOOK {
-                tracing::warn!(round = %self.finished().next(), "no client is there: the round waits for one");
-            }
-            std::thread::sleep(LOOK.min(self.config.timeout()));
+    fn available(&mut self) -> Result<Arc<[ClientInfo]>, ServerError> {
+        let (clients, round) = (self.transport.clients(), self.finished().next());
+        if !clients.is_empty() {
+            return Ok(clients);
         }
+        tracing::warn!(%round, "round.waits");
+        let waited = self.transport.wait(self.config.timeout());
+        waited.map_err(|source| ServerError::Transport { round, source })?;
+        Ok(self.transport.clients())
     }
 
     fn round(&mut self, watch: &mut Watch<'_, '_>) -> Result<(), ServerError> {
-        let clients = self.available();
+        let clients = self.available()?;
         let opened = self.began.elapsed();
         let effects = self.coordinator.step(Input::Begin(&clients), opened)?;
         let requests = self.apply(effects, watch)?;
@@ -266,12 +264,9 @@ impl<B: Backend> Server<B> {
             let came = Instant::now();
             let effects = self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())?;
             if let Some(rounds) = &mut self.open_rounds
-                && rounds.is_due(self.coordinator.accepted(), self.began.elapsed())
+                && let Err(source) = rounds.follow(&mut self.coordinator, || self.began.elapsed())
             {
-                let begun = self.coordinator.begun().map_err(std::io::Error::other);
-                let written = begun.and_then(|begun| begun.map_or(Ok(()), |(begun, sums)| rounds.write(begun, &sums)));
-                let place = rounds.path().display().to_string();
-                written.map_err(|source| ServerError::OpenRound { round, place, source })?;
+                return Err(ServerError::OpenRound { round, place: rounds.path().display().to_string(), source });
             }
             aggregating += came.elapsed();
             for effect in effects {
@@ -284,7 +279,7 @@ impl<B: Backend> Server<B> {
             }
         }
         closing.extend(self.coordinator.step(Input::Deadline, self.began.elapsed())?);
-        tracing::debug!(%round, exchange = ?began.elapsed(), ?aggregating, "round");
+        tracing::debug!(%round, exchange = ?began.elapsed(), ?aggregating, "round.ended");
         // The coordinator was told the time before it aggregated; a round lasts until its vector is there.
         let spent = self.began.elapsed().saturating_sub(opened).as_secs_f64();
         for effect in &mut closing {
@@ -335,7 +330,7 @@ impl<B: Backend> Server<B> {
             let metrics = evaluator
                 .evaluate(self.coordinator.deployed())
                 .map_err(|source| ServerError::Evaluate { round, source })?;
-            tracing::debug!(%round, took = ?began.elapsed(), "evaluation");
+            tracing::debug!(%round, took = ?began.elapsed(), "model.evaluated");
             watch.tell(&Event::Evaluated { round, metrics });
         }
         Ok(())
@@ -363,17 +358,17 @@ impl<B: Backend> Server<B> {
             totals: self.totals,
         })?;
         if let Some(rounds) = &self.open_rounds {
-            rounds.forget().map_err(|e| self.open_round_error(e))?;
+            rounds.forget().map_err(|e| self.open_round_error(round, e))?;
         }
         self.drop_before(oldest)?;
-        tracing::debug!(%round, took = ?began.elapsed(), "checkpoint");
+        tracing::debug!(%round, took = ?began.elapsed(), "checkpoint.written");
         watch.tell(&Event::Checkpointed { round });
         Ok(())
     }
 
-    fn open_round_error(&self, source: std::io::Error) -> ServerError {
+    fn open_round_error(&self, round: RoundIndex, source: std::io::Error) -> ServerError {
         let place = self.open_rounds.as_ref().map_or_else(String::new, |rounds| rounds.path().display().to_string());
-        ServerError::OpenRound { round: self.finished(), place, source }
+        ServerError::OpenRound { round, place, source }
     }
 
     /// Nothing will go back further than `oldest`: older versions of what is kept of clients may go.
@@ -421,6 +416,3 @@ fn count(totals: &mut RunTotals, event: &Event) {
 fn due(round: RoundIndex, every: u64) -> bool {
     every != 0 && round.0.is_multiple_of(every)
 }
-
-/// How often a server without clients looks for one.
-const LOOK: Duration = Duration::from_millis(50);

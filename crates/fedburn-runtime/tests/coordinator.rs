@@ -406,6 +406,38 @@ fn bytes_are_those_of_the_codecs() {
 }
 
 #[test]
+fn class_counts_are_of_as_many_examples_as_the_update() {
+    let mut coordinator = coordinator(Strategy::PerClient(Box::new(Counted)), 1);
+    step(&mut coordinator, Input::Begin(&clients(4)));
+    let mut answer = |client, counts: &[u64]| {
+        let report = ClientReport { class_counts: Some(counts.to_vec()), ..ClientReport::default() };
+        let update = LocalUpdate { report, ..local([2.0; 3], 3) };
+        let effects = step(&mut coordinator, Input::Outcome(trained(client, update)));
+        matches!(events(&effects)[0], Event::ClientTrained { .. })
+    };
+    let accepted =
+        [(0, &[3, 1][..]), (1, &[]), (2, &[u64::MAX, 4]), (3, &[1, 0, 2])].map(|(k, counts)| answer(k, counts));
+    assert_eq!(accepted, [false, false, false, true]);
+    assert_eq!(coordinator.global().to_host(), [2.0; 3]);
+}
+
+/// Asks for class counts, and sees those of one client.
+struct Counted;
+
+impl PerClientStrategy<Flex> for Counted {
+    fn name(&self) -> &'static str {
+        "counted"
+    }
+    fn reports(&self) -> Reports {
+        Reports { class_counts: true, ..Reports::default() }
+    }
+    fn aggregate(&mut self, _: &Round<'_, Flex>, set: &UpdateSet<Flex>) -> Result<Aggregate<Flex>, AggregateError> {
+        assert_eq!(set.len(), 1);
+        Ok(set.iter().next().unwrap().local.params.clone().into())
+    }
+}
+
+#[test]
 fn a_client_may_keep_its_class_counts_to_itself() {
     let mut coordinator = coordinator(Strategy::PerClient(Box::new(Asking(true))), 1);
     step(&mut coordinator, Input::Begin(&clients(1)));

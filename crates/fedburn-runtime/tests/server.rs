@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,8 +16,8 @@ use fedburn_core::{
     StateDict, StateError, StopReason, Strategy, TransportError, UpdateSet,
 };
 use fedburn_runtime::{
-    All, Availability, AvailabilityConfig, CheckpointDir, DiskStore, DroppingOut, ReachableOnly, RunSummary,
-    SamplerConfig, Server, ServerConfig, ServerError,
+    All, AttackConfig, Attacked, Availability, AvailabilityConfig, CheckpointDir, DiskStore, DroppingOut,
+    ReachableOnly, RunSummary, SamplerConfig, Server, ServerConfig, ServerError,
 };
 use fedburn_testkit::{EchoPopulation, schema, vector};
 use fedburn_transport::InProcess;
@@ -377,17 +376,34 @@ fn a_server_that_died_in_a_round_asks_only_those_that_it_has_nothing_of() {
     assert_eq!(asked, [171, 171, 171], "single updates are not in any sum");
 }
 
-/// Has no clients at first, and after so many looks those of its transport.
+/// Has no clients until somebody has waited, and then those of its transport, none, or its end.
 struct Late<T> {
     transport: T,
-    looks: AtomicUsize,
+    comes: Comes,
+    /// How long it was to wait at most.
+    waited: Arc<Mutex<Vec<Duration>>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Comes {
+    Clients,
+    Nobody,
+    TheEnd,
 }
 
 impl<B: Backend, T: ServerTransport<B>> ServerTransport<B> for Late<T> {
     fn clients(&self) -> Arc<[ClientInfo]> {
-        match self.looks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) {
-            Ok(_) => Arc::default(),
-            Err(_) => self.transport.clients(),
+        match self.comes == Comes::Clients && !self.waited.lock().unwrap().is_empty() {
+            true => self.transport.clients(),
+            false => Arc::default(),
+        }
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.waited.lock().unwrap().push(timeout);
+        match self.comes {
+            Comes::TheEnd => Err(TransportError::Closed { reason: "asked to end".to_owned() }),
+            _ => Ok(()),
         }
     }
 
@@ -406,15 +422,24 @@ impl<B: Backend, T: ServerTransport<B>> ServerTransport<B> for Late<T> {
 
 #[test]
 fn a_round_waits_for_a_client_as_long_as_it_may_last() {
-    let run = |looks: usize, timeout_secs: f64| {
-        let transport = InProcess::new(Arc::new(EchoPopulation::new(5)), None, 1).unwrap();
-        let transport = Late { transport, looks: AtomicUsize::new(looks) };
-        let config = ServerConfig { eval_every: 0, timeout_secs, ..ServerConfig::new(3) };
+    let run = |comes: Comes| {
+        let (transport, waited) = (InProcess::new(Arc::new(EchoPopulation::new(5)), None, 1).unwrap(), Arc::default());
+        // Through what every run wraps its transport in.
+        let transport = Late { transport, comes, waited: Arc::clone(&waited) };
+        let transport = DroppingOut::new(transport, availability(), Seed::new(9));
+        let transport = Attacked::new(transport, AttackConfig::default().build(&[], Seed::new(9)).unwrap());
+        let config = ServerConfig { eval_every: 0, timeout_secs: 3_600.0, ..ServerConfig::new(3) };
         let global = vector(&[0.0; 7], &model(), &Default::default());
         let strategy = Kind::Mean.build::<Flex>();
         let mut server = Server::new(config, transport, strategy, Box::new(All), global, Seed::new(9)).unwrap();
-        server.run(&mut []).unwrap().totals.abandoned
+        let abandoned = server.run(&mut []).map(|summary| summary.totals.abandoned);
+        let waited = waited.lock().unwrap().clone();
+        assert!(waited.iter().all(|timeout| *timeout == Duration::from_secs(3_600)), "{waited:?}");
+        (abandoned, waited.len())
     };
-    assert_eq!(run(3, 3_600.0), 0, "no round ends because its clients come a little late");
-    assert_eq!(run(usize::MAX, 0.001), 3, "and none lasts longer than it may");
+    assert!(matches!(run(Comes::Clients), (Ok(0), 1)), "no round ends because its clients come a little late");
+    assert!(matches!(run(Comes::Nobody), (Ok(3), 3)), "and none lasts longer than it may");
+    let (ended, _) = run(Comes::TheEnd);
+    let reason = ended.unwrap_err().to_string();
+    assert_eq!(reason, "round 1: connection closed: asked to end", "an end that was asked for is not waited out");
 }

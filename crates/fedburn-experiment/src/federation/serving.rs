@@ -167,6 +167,10 @@ impl<B: Backend> Served<B> {
         self.server.as_ref().expect("only dropping takes it")
     }
 
+    fn is_known(&self, client: &ClientInfo) -> bool {
+        self.known.binary_search_by_key(&client.id, |known| known.id).is_ok()
+    }
+
     fn server_mut(&mut self) -> &mut QuicServer<B> {
         self.server.as_mut().expect("only dropping takes it")
     }
@@ -174,8 +178,11 @@ impl<B: Backend> Served<B> {
 
 impl<B: Backend> ServerTransport<B> for Served<B> {
     fn clients(&self) -> Arc<[ClientInfo]> {
-        let is_known = |client: &&ClientInfo| self.known.binary_search_by_key(&client.id, |c| c.id).is_ok();
-        self.server().clients().iter().filter(is_known).copied().collect()
+        self.server().clients().iter().filter(|client| self.is_known(client)).copied().collect()
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.server().wait_until(|clients| clients.iter().any(|client| self.is_known(client)), timeout)
     }
 
     fn exchange<'a>(

@@ -174,17 +174,32 @@ impl Assembly {
     }
 }
 
-/// Reads a payload that came inside a message, and its root.
+/// Reads a payload that came inside a message, and its root. Makes no more room than the payload takes.
 pub(crate) fn decode_inline(payload: &[u8], form: Form, chunk_len: u32) -> Result<(Values, Hash), BlobError> {
+    // Before any room is made: names alone ask for a lot of it.
+    if payload.len() as u64 != form.len() {
+        return Err(BlobError::Length { expected: form.len(), found: payload.len() });
+    }
     let assembly = Assembly::of_update(form, chunk_len)?;
     let layout = &assembly.layout;
-    if payload.len() as u64 != layout.len() {
-        return Err(BlobError::Length { expected: layout.len(), found: payload.len() });
-    }
     for index in 0..layout.num_chunks() {
         let chunk = layout.slice(index, payload)?;
         assembly.put(&ChunkHeader::of(TransferId::default(), layout, index, chunk)?, chunk)?;
     }
     let root = assembly.root();
     Ok((assembly.take(), root))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_of_another_length_gets_no_room() {
+        // More than any machine has: making room for it would end the process.
+        for form in [Form::Plain { num_values: 1 << 40, num_vectors: 65 }, Form::Encoded { len: 1 << 50 }] {
+            let error = decode_inline(&[], form, MAX_CHUNK_LEN).unwrap_err();
+            assert_eq!(error, BlobError::Length { expected: form.len(), found: 0 });
+        }
+    }
 }

@@ -187,12 +187,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut inside = lock(&self.door.inside);
         inside.connections -= 1;
-        self.door.shared.counters.ended(&self.connection);
         if inside.connections == 0 {
             self.door.empty.notify_waiters();
         }
         match self.guest {
             Guest::Node(node) => {
+                self.door.shared.counters.ended(&self.connection);
                 if let Some(connections) = inside.of_node.get_mut(&node) {
                     connections.retain(|connection| connection.stable_id() != self.connection.stable_id());
                     if connections.is_empty() {

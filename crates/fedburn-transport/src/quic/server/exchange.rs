@@ -133,6 +133,11 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         if let Some(failed) = self.failed.pop() {
             return Some(failed);
         }
+        if let Some(failure) = self.shared.failure() {
+            let kept = self.kept.pop().map(|(client, _)| client);
+            let client = kept.or_else(|| self.outstanding.pop_first())?;
+            return Some(Outcome { client, reply: Err(ClientFailure::Failed { reason: failure.reason.clone() }) });
+        }
         if let Some((client, task)) = self.kept.pop() {
             let reply = match self.shared.spool.read(task) {
                 Ok(entry) => entry.reply.and_then(|arrived| self.reply(client, arrived)),

@@ -7,6 +7,7 @@ mod endpoint;
 mod exchange;
 mod link;
 mod participation;
+mod record;
 mod requests;
 mod rounds;
 mod run_files;
@@ -146,6 +147,14 @@ impl<B: Backend> QuicServer<B> {
         }
     }
 
+    /// Waits until the clients that may be asked are `enough`, for at most `timeout`.
+    ///
+    /// # Errors
+    /// [`TransportError`] where the server was asked to end or its disk failed.
+    pub fn wait_until(&self, enough: impl Fn(&[ClientInfo]) -> bool, timeout: Duration) -> Result<(), TransportError> {
+        self.endpoint.handle().block_on(self.rounds.wait_until(enough, timeout))
+    }
+
     /// Connections that are open or being opened.
     #[cfg(test)]
     pub(super) fn connections(&self) -> usize {
@@ -175,6 +184,10 @@ impl<B: Backend> QuicServer<B> {
 impl<B: Backend> ServerTransport<B> for QuicServer<B> {
     fn clients(&self) -> Arc<[ClientInfo]> {
         self.rounds.clients()
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.wait_until(|clients| !clients.is_empty(), timeout)
     }
 
     fn exchange<'a>(

@@ -38,6 +38,8 @@ impl Participation {
             what: "record of participations",
             reason: format!("{}: {reason}", path.display()),
         };
+        let directory = durable::directory_of(&path);
+        durable::remove_unfinished(directory).map_err(|e| unusable(e.to_string()))?;
         let bytes = durable::unless_missing(std::fs::read(&path)).map_err(|e| unusable(e.to_string()))?;
         let mut record = Record { plan, durable: RoundIndex(0), rounds: BTreeMap::new() };
         if resumed > RoundIndex(0) && !bytes.is_empty() {

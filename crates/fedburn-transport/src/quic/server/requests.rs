@@ -23,18 +23,22 @@ type Fatal = (CloseCode, String);
 
 /// Answers one request.
 pub(super) async fn answer(link: &Arc<Link>, shared: &Arc<Shared>, message: Message) -> Result<Message, Fatal> {
-    Ok(match message {
+    use Message::{Decline, Measured, UploadBegin, UploadCommit};
+    let of_a_task = matches!(&message, UploadBegin(_) | UploadCommit(_) | Measured(_) | Decline(_));
+    let answer = match message {
         Message::Announce(announce) => announced(link, shared, announce),
         Message::Renew(renew) => renewed(link, shared, &renew),
         Message::GetManifest(asked) => downloads::manifest(shared, &asked),
         Message::GetChunks(asked) => downloads::chunks(shared, link, asked).await,
-        Message::UploadBegin(begin) => begun(link, shared, begin).await,
-        Message::UploadCommit(commit) => committed(link, shared, commit).await,
-        Message::Measured(measured) => measured_by(link, shared, &measured).await,
-        Message::Decline(decline) => declined(link, shared, &decline).await,
+        UploadBegin(begin) => begun(link, shared, begin).await,
+        UploadCommit(commit) => committed(link, shared, commit).await,
+        Measured(measured) => measured_by(link, shared, &measured).await,
+        Decline(decline) => declined(link, shared, &decline).await,
         Message::Enroll(_) => refuse(Refusal::NotAllowed, "the node has a certificate; ask to renew it".to_owned()),
         other => return Err((CloseCode::Protocol, format!("{:?} is nothing that a node may ask", other.kind()))),
-    })
+    };
+    // No task is over because the server cannot go on: the next one asks for it again.
+    Ok(if of_a_task && shared.failure().is_some() { ending() } else { answer })
 }
 
 fn announced(link: &Arc<Link>, shared: &Arc<Shared>, announce: Announce) -> Message {
@@ -94,6 +98,9 @@ async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Me
     let expected = shared.schema.num_values();
     if num_values != expected as u64 {
         let reason = format!("vectors of {num_values} values where the model has {expected}");
+        return refuse(Refusal::Invalid, reason);
+    }
+    if let Some(reason) = shared.beyond_memory(link.node, task, vectors.len()) {
         return refuse(Refusal::Invalid, reason);
     }
     let over = shared.exchange_over();
@@ -156,8 +163,9 @@ type Received = (Vec<String>, Values, Hash, Option<Memory>);
 
 /// Waits for the chunks of an update that are still on their way.
 async fn received(link: &Link, shared: &Shared, task: TaskId) -> Option<Received> {
-    let upload = link.held(task)?;
+    // Noted first: an exchange that ends takes what is held.
     let over = shared.exchange_over();
+    let upload = link.held(task)?;
     tokio::select! {
         biased;
         () = upload.assembly.full() => {}
@@ -230,7 +238,7 @@ async fn answered(
 
 /// The node keeps its answer and comes again.
 fn ending() -> Message {
-    refuse(Refusal::Internal, "the server cannot keep answers and is about to end".to_owned())
+    refuse(Refusal::Internal, "the server cannot go on and is about to end".to_owned())
 }
 
 fn unknown(task: TaskId) -> Message {

@@ -43,6 +43,7 @@ impl<B: Backend> Rounds<B> {
         VectorPayload::new(schema.num_values(), 1, limits.chunk_len)
             .map_err(|e| QuicError::Unusable { what: "model", reason: e.to_string() })?;
         let plan_hash = Hash(plan.hash);
+        let mark = surroundings.random()?;
         let participation = Participation::open(files.participation, plan_hash, files.resumed)?;
         let shared = Arc::new(Shared::new(Parts {
             plan: Arc::new(plan.encode()?),
@@ -53,7 +54,7 @@ impl<B: Backend> Rounds<B> {
             config,
             identity,
             surroundings,
-            spool: Spool::open(files.answers, plan_hash)?,
+            spool: Spool::open(files.answers, plan_hash, mark)?,
             keeps_answers: files.keep_answers,
         }));
         Ok(Self { shared, schema, device, participation })
@@ -77,6 +78,16 @@ impl<B: Backend> Rounds<B> {
         seen: impl FnMut(usize),
     ) -> bool {
         self.shared.wait_for(clients, deadline, seen).await
+    }
+
+    /// Waits until the clients that may be asked are `enough`, at most so long.
+    pub(in super::super) async fn wait_until(
+        &self,
+        enough: impl Fn(&[ClientInfo]) -> bool,
+        timeout: Duration,
+    ) -> Result<(), TransportError> {
+        self.shared.wait_until(enough, Instant::now().checked_add(timeout)).await;
+        self.check()
     }
 
     /// Says goodbye to every node, also to those who come later. Nothing is said, and `false` given, where the server could
@@ -105,16 +116,21 @@ impl<B: Backend> Rounds<B> {
         round: RoundIndex,
         included: &[ClientId],
     ) -> Result<(), TransportError> {
-        if let Some(failure) = self.shared.failure() {
-            return Err(match failure.wanted {
-                true => TransportError::Closed { reason: failure.reason.clone() },
-                false => state_error(failure.reason.clone()),
-            });
-        }
+        self.check()?;
         let began = Instant::now();
         self.participation.closed(round, included).map_err(|e| state_error(e.to_string()))?;
         self.shared.counters.recorded(began.elapsed());
         Ok(())
+    }
+
+    /// Whether the server can go on.
+    fn check(&self) -> Result<(), TransportError> {
+        self.shared.failure().map_or(Ok(()), |failure| {
+            Err(match failure.wanted {
+                true => TransportError::Closed { reason: failure.reason.clone() },
+                false => state_error(failure.reason.clone()),
+            })
+        })
     }
 
     /// Nobody will be asked for `round` again; the run never goes back before `oldest`. Tells the nodes.

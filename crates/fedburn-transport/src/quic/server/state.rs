@@ -14,12 +14,13 @@ use super::super::watched::Watched;
 use super::super::{NodeId, QuicConfig, ServerIdentity};
 use super::counters::Counters;
 use super::link::Link;
-use super::spool::{Entry, Spool};
+use super::record::Entry;
+use super::spool::Spool;
 use super::tasks::{Arrived, Exchange};
 use super::uploads::{Memory, Slots, Upload};
 use crate::wire::{
     Bye, Cancel, ClientEntry, CloseCode, CommitState, Extensions, Hash, Message, Refusal, RoundClosed, ServerLimits,
-    TaskId, TaskOffer, compression_from_wire,
+    TaskId, TaskKind, TaskOffer, compression_from_wire,
 };
 
 /// What a server knows. Locks are held for moments and never across a wait; where two are held, this one's is the outer.
@@ -181,6 +182,21 @@ impl Shared {
         }
     }
 
+    /// Waits until the clients that may be asked are `enough`, the deadline, or the server cannot go on.
+    pub(super) async fn wait_until(&self, enough: impl Fn(&[ClientInfo]) -> bool, deadline: Option<Instant>) {
+        loop {
+            let changed = self.changed.notified();
+            if self.failure().is_some() || enough(&self.clients()) {
+                return;
+            }
+            match deadline {
+                None => changed.await,
+                Some(deadline) if timeout_at(deadline, changed).await.is_err() => return,
+                Some(_) => {}
+            }
+        }
+    }
+
     /// The node behind `link` is these clients from now on. An older connection of the same node is closed.
     pub(super) fn register(&self, link: &Arc<Link>, clients: Vec<ClientEntry>) -> Result<(), (Refusal, String)> {
         let mut federation = self.lock();
@@ -258,12 +274,9 @@ impl Shared {
         }
     }
 
-    /// Tells the number of clients, and each node that announced some: its clients, and its connection unless it is
-    /// away.
-    pub(super) fn each_node(&self, mut tell: impl FnMut(NodeId, &[ClientId], Option<&Link>)) -> usize {
-        let federation = self.lock();
-        federation.nodes.iter().for_each(|(id, node)| tell(*id, &node.clients, node.link.as_deref()));
-        federation.clients.len()
+    /// Tells of each node that announced clients: these, and its connection unless it is away.
+    pub(super) fn each_node(&self, mut tell: impl FnMut(NodeId, &[ClientId], Option<&Link>)) {
+        self.lock().nodes.iter().for_each(|(id, node)| tell(*id, &node.clients, node.link.as_deref()));
     }
 
     /// The live connections of nodes with clients.
@@ -273,20 +286,26 @@ impl Shared {
 
     // Exchanges.
 
-    /// Opens an exchange. What an earlier one left is over.
+    /// Opens an exchange. What an earlier one left is over, and so is this one where the server cannot go on.
     pub(super) fn open(&self, exchange: Exchange, blobs: BTreeMap<Hash, Arc<Blob>>) {
         self.finish();
         let mut federation = self.lock();
+        // Looked at under the lock: who fails later finds the exchange, and ends it.
+        if self.failure().is_some() {
+            return;
+        }
         (federation.exchange, federation.blobs) = (Some(exchange), blobs);
         Self::links(&federation).for_each(|link| link.wake.notify_one());
     }
 
-    /// Ends the exchange: what was not answered is no longer wanted.
+    /// Ends the exchange: what was not answered is no longer wanted, unless this is because the server cannot go on. Nodes
+    /// are told nothing then, and wait for its return.
     pub(super) fn finish(&self) {
         let mut federation = self.lock();
         federation.blobs.clear();
         let Some(exchange) = federation.exchange.take() else { return };
-        for (node, task) in exchange.unanswered() {
+        let unwanted = exchange.unanswered().filter(|_| self.failure().is_none_or(|failure| failure.wanted));
+        for (node, task) in unwanted {
             if let Some(link) = federation.nodes.get(&node).and_then(|node| node.link.as_ref()) {
                 let reason = "the exchange is over".to_owned();
                 link.push(Message::Cancel(Cancel { task, reason, ext: Extensions::default() }));
@@ -338,6 +357,20 @@ impl Shared {
         })
     }
 
+    /// Why there is no room for an update with so many vectors beside the parameters. One that is larger than all the
+    /// memory for uploads is taken alone, but only for what the task needs: the model, and another vector for each that
+    /// came with it, or a first.
+    pub(super) fn beyond_memory(&self, node: NodeId, task: TaskId, sides: usize) -> Option<String> {
+        let sent = match self.offer(node, task)?.kind {
+            TaskKind::Train { side_vectors, .. } => side_vectors.len(),
+            TaskKind::Evaluate => 0,
+        };
+        let (len, (_, memory)) = (self.form(node, task, sides)?.len(), self.uploads.usage());
+        (sides > sent.max(1) && len > memory.all).then(|| {
+            format!("{sides} vectors beside the model, {len} bytes in all, where the server takes {}", memory.all)
+        })
+    }
+
     /// What became of an answered task; `None` while it is open.
     pub(super) fn answered(&self, task: TaskId, digest: Option<Hash>) -> Option<CommitState> {
         self.lock().exchange.as_ref()?.answered(task, digest)
@@ -353,6 +386,9 @@ impl Shared {
         reply: Result<Arrived, ClientFailure>,
         memory: Option<Memory>,
     ) -> Option<CommitState> {
+        if self.failure().is_some() {
+            return None;
+        }
         let taken = self.lock().exchange.as_mut().map(|exchange| exchange.take(task, digest));
         link.release(|held| held != task);
         let client = match taken {
@@ -381,16 +417,20 @@ impl Shared {
     pub(super) fn fail(&self, reason: &str) {
         tracing::error!(reason, "disk.failed");
         let reason = format!("{reason}; make room or mend the disk, then start again to go on");
-        self.failure.get_or_init(|| Failure { reason, wanted: false });
-        self.finish();
+        self.end(Failure { reason, wanted: false });
     }
 
     /// The server was asked to end and has waited for long enough: what is under way is not finished.
     pub(super) fn give_up(&self) {
         tracing::warn!("server.gave_up");
         let reason = "the server was asked to end before this was finished; start it again to go on".to_owned();
-        self.failure.get_or_init(|| Failure { reason, wanted: true });
+        self.end(Failure { reason, wanted: true });
+    }
+
+    fn end(&self, failure: Failure) {
+        self.failure.get_or_init(|| failure);
         self.finish();
+        self.changed.notify_waiters();
     }
 
     /// Why the server cannot go on.

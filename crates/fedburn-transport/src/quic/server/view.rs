@@ -41,7 +41,7 @@ impl NetworkWatch {
         let shared = &self.door.shared;
         let counters = &shared.counters;
         let mut status = NetworkStatus::default();
-        let clients = shared.each_node(|node, clients, link| {
+        shared.each_node(|node, clients, link| {
             *(if link.is_some() { &mut status.connected } else { &mut status.away }) += 1;
             if status.nodes.len() < NetworkStatus::LISTED {
                 let said = link.and_then(|link| link.said.get());
@@ -64,7 +64,7 @@ impl NetworkWatch {
         let (records, record_seconds) = counters.records();
         NetworkStatus {
             address: self.reached.clone(),
-            clients: clients as u64,
+            clients: shared.clients().len() as u64,
             declined: declined.take(NetworkStatus::LISTED).collect(),
             connections: connections as u64,
             handshakes: counters.handshakes.load(Ordering::Relaxed),

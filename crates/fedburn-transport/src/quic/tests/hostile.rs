@@ -153,6 +153,37 @@ fn an_update_of_another_length_is_rejected() {
 }
 
 #[test]
+fn names_of_vectors_get_no_memory() {
+    // 65 vectors are 26 MB, more than all the memory for uploads; so are two.
+    let names = |vectors: usize| (0..vectors).map(|i| format!("{i:02}")).collect::<Vec<_>>();
+    let mut site = Site::new(chunked());
+    site.config.upload_memory_mib = 1;
+    let mut server = site.server();
+    let mut node = Raw::announced(&site, &server, "hostile", &[2]);
+    let watch = server.watch();
+    let requests = training(&site.schema, 1, &[2]);
+    let answers = std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests));
+        let task = node.offer().task;
+        for vectors in [2, 64] {
+            let begin = UploadBegin { vectors: names(vectors), ..begin(task, 100_000) };
+            assert_eq!(refusal(node.ask(&begin).unwrap()), Refusal::Invalid, "{vectors} vectors");
+            assert_eq!(watch.status().upload_memory.used, 0);
+        }
+        // The model and one more are taken.
+        let begin = UploadBegin { vectors: names(1), ..begin(task, 100_000) };
+        assert!(matches!(node.ask(&begin), Ok(Message::UploadGrant(_))));
+        let payload = Payload::Inline { vectors: names(64), data: Vec::new().into() };
+        assert!(matches!(
+            state(node.ask(&commit(task, Hash([9; 32]), payload)).unwrap()),
+            CommitState::Rejected { .. }
+        ));
+        answers.join().unwrap()
+    });
+    assert!(matches!(&answers[&ClientId(2)], Err(ClientFailure::Malformed { .. })), "{answers:?}");
+}
+
+#[test]
 fn an_update_with_another_root_is_rejected() {
     let outcome = round(small(), |node, _, offer| {
         let honest = inline(offer.task, &[1.0, 2.0, 3.0]);

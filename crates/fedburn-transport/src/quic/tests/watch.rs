@@ -77,6 +77,27 @@ fn a_server_that_is_asked_to_end_gives_up_what_does_not_end() {
 }
 
 #[test]
+fn an_end_that_was_asked_for_is_seen_before_an_exchange_and_where_nobody_is_there() {
+    let mut site = Site::new(schema(&[3]));
+    site.config.drain_secs = 0;
+    let mut server = site.server();
+    let watch = server.watch();
+    assert!(server.wait(Duration::ZERO).is_ok(), "nobody came, and that is all");
+    watch.drain();
+    // As long as a round may last, were nobody asked.
+    let error = server.wait(Duration::from_secs(86_400)).unwrap_err();
+    assert!(matches!(&error, TransportError::Closed { reason } if reason.contains("asked to end")), "{error}");
+    let silent = Raw::announced(&site, &server, "a", &[1]);
+    server.wait_for(1, LONG, &mut |_| {}).unwrap();
+    let failed = exchange(&mut server, training(&site.schema, 1, &[1, 2]));
+    let ended = |reply: &Result<_, _>| matches!(reply, Err(ClientFailure::Failed { reason }) if reason.contains("end"));
+    assert!(ended(&failed[&ClientId(1)]), "{failed:?}");
+    assert_eq!(failed[&ClientId(2)], Err(ClientFailure::Disconnected));
+    drop(silent);
+    server.close();
+}
+
+#[test]
 fn nobody_waits_for_a_node_that_was_killed() {
     let mut site = Site::new(schema(&[3]));
     // For ever, as far as a test is concerned.
