@@ -149,6 +149,10 @@ impl Experiment {
 
 impl<B: Kernels> ServerModels<B> for Experiment {
     fn fedftg(&self, config: FedFtgConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        if matches!(self.zoo, Zoo::CharLstm(_)) {
+            let reason = "its inputs are symbols, which no generator makes; expected a model of pictures".to_owned();
+            return Err(StrategyConfigError::Models { kind: "fedftg", reason });
+        }
         let train = &self.dataset.train;
         let sizes = GeneratorConfig { noise: config.noise, width: config.width };
         let generator = sizes.build(train.shape(), train.num_classes());

@@ -304,6 +304,14 @@ mod tests {
                 &["strategy", "`swa` wraps another"],
             ),
             ("", "kind = 'swa', start = 2, base = { kind = 'ewwa' }", "", &[]),
+            ("", "kind = 'swa', start = 2, base = { kind = 'fedftg' }", "", &[]),
+            ("", "kind = 'fedftg', base = { kind = 'swa', start = 2 }", "", &["strategy", "`swa` around `fedftg`"]),
+            (
+                "",
+                "kind = 'fedftg', base = { kind = 'norm_clipping', base = { kind = 'fedftg' } }",
+                "",
+                &["strategy", "`fedftg` wraps another"],
+            ),
             ("", "kind = 'swa', start = 2, base = { kind = 'feddf' }", "", &[]),
             ("", "kind = 'feddf', base = { kind = 'swa', start = 2 }", "", &["strategy", "`swa` around `feddf`"]),
             (

@@ -3,11 +3,11 @@
 use fedburn_core::{ClientUpdate, Seed};
 use rand::seq::SliceRandom;
 
-/// The class counts of a round's clients, `n_k^y`.
+/// The class counts of the clients of a round that told of examples, `n_k^y`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassCounts {
-    /// `[clients][classes]`; all zero for a client that did not report.
-    counts: Vec<Vec<u64>>,
+    /// Places of those clients among the updates, each with its examples of every class.
+    clients: Vec<(usize, Vec<u64>)>,
     classes: usize,
     silent: usize,
 }
@@ -18,15 +18,20 @@ impl ClassCounts {
         updates: impl Iterator<Item = &'a ClientUpdate<B>>,
         classes: usize,
     ) -> Self {
-        let mut silent = 0;
-        let counts = updates.map(|update| match &update.local.report.class_counts {
-            Some(counts) if counts.len() == classes => counts.clone(),
-            _ => {
-                silent += 1;
-                vec![0; classes]
+        let (mut clients, mut silent) = (Vec::new(), 0);
+        for (place, update) in updates.enumerate() {
+            match &update.local.report.class_counts {
+                Some(counts) if counts.len() == classes => clients.push((place, counts.clone())),
+                _ => silent += 1,
             }
-        });
-        Self { counts: counts.collect(), classes, silent }
+        }
+        clients.retain(|(_, counts)| counts.iter().any(|count| *count > 0));
+        Self { clients, classes, silent }
+    }
+
+    /// Places among the updates of the clients that told of examples, in their order.
+    pub fn told(&self) -> impl Iterator<Item = usize> {
+        self.clients.iter().map(|(place, _)| *place)
     }
 
     /// Clients that did not say what they have.
@@ -36,16 +41,17 @@ impl ClassCounts {
 
     /// `SUM_k n_k^y` of each class.
     fn totals(&self) -> Vec<u64> {
-        let total = |class: usize| self.counts.iter().map(|client| client[class]).fold(0, u64::saturating_add);
+        let total = |class: usize| self.clients.iter().map(|(_, counts)| counts[class]).fold(0, u64::saturating_add);
         (0..self.classes).map(total).collect()
     }
 
-    /// Class-level ensemble weights `a_k^y = n_k^y / SUM_i n_i^y`, `[clients][classes]`; 0 where nobody has the class.
+    /// Class-level ensemble weights `a_k^y = n_k^y / SUM_i n_i^y`, of [`ClassCounts::told`],
+    /// `[clients][classes]`; 0 where nobody has the class.
     pub fn ensemble_weights(&self) -> Vec<Vec<f32>> {
         let totals = self.totals();
         let share =
             |(count, total): (&u64, &u64)| if *total == 0 { 0.0 } else { (*count as f64 / *total as f64) as f32 };
-        self.counts.iter().map(|client| client.iter().zip(&totals).map(share).collect()).collect()
+        self.clients.iter().map(|(_, counts)| counts.iter().zip(&totals).map(share).collect()).collect()
     }
 
     /// `len` labels in the exact proportion of `p(y) = SUM_k n_k^y / SUM_{k,c} n_k^c`, rounded down cumulatively, in
@@ -83,8 +89,13 @@ fn shuffled(mut labels: Vec<usize>, seed: Seed) -> Vec<usize> {
 mod tests {
     use super::*;
 
+    fn told<const N: usize, const C: usize>(counts: [[u64; C]; N]) -> ClassCounts {
+        let clients = counts.into_iter().map(Vec::from).enumerate().collect();
+        ClassCounts { clients, classes: C, silent: 0 }
+    }
+
     fn two_clients() -> ClassCounts {
-        ClassCounts { counts: vec![vec![8, 0, 2], vec![2, 6, 0]], classes: 3, silent: 0 }
+        told([[8, 0, 2], [2, 6, 0]])
     }
 
     #[test]
@@ -96,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_class_that_nobody_has_is_never_drawn() {
-        let counts = ClassCounts { counts: vec![vec![0, 3, 0, 1], vec![0, 5, 0, 0]], classes: 4, silent: 0 };
+        let counts = told([[0, 3, 0, 1], [0, 5, 0, 0]]);
         let drawn = counts.labels(900, Seed::new(1)).unwrap();
         let count = |class| drawn.iter().filter(|label| **label == class).count();
         assert_eq!([0, 1, 2, 3].map(count), [0, 800, 0, 100]);
@@ -108,7 +119,7 @@ mod tests {
 
     #[test]
     fn nobody_with_examples_means_no_labels() {
-        let nothing = ClassCounts { counts: vec![vec![0, 0]], classes: 2, silent: 1 };
+        let nothing = ClassCounts { clients: Vec::new(), classes: 2, silent: 1 };
         assert_eq!(nothing.labels(4, Seed::new(1)), None);
     }
 }

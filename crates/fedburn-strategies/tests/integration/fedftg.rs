@@ -137,7 +137,7 @@ fn variants() -> Vec<FedFtgConfig> {
         with(&|c| c.ensemble = Ensemble::Uniform),
         with(&|c| c.lambda_cls = 0.0),
         with(&|c| c.lambda_dis = 0.0),
-        with(&|c| c.keep_moments = false),
+        with(&|c| c.keep_moments = true),
     ]
 }
 
@@ -175,19 +175,62 @@ fn every_switch_shows_and_resuming_changes_no_bit() {
 }
 
 #[test]
-fn teachers_keep_every_bit_and_the_student_its_own_statistics() {
+fn generated_examples_move_the_students_running_statistics() {
     let family = zoo("kind = 'resnet'\ndepth = 8\nnorm = 'batch'");
     let updates = [client::<Flex>(&family, 1, Some([3, 3, 0])), client(&family, 2, Some([0, 1, 4]))];
-    let before: Vec<_> = updates.iter().map(|u| u.local.params.to_host()).collect();
     let global = params(&family, 3);
     let mut strategy = fedftg(FedFtgConfig { iterations: 1, student_steps: 1, ..small() }, family.clone());
     let tuned = round(&mut strategy, 1, &global, &updates).global;
-    for (update, before) in updates.iter().zip(before) {
-        assert_eq!(update.local.params.to_host(), before);
-    }
     let plain = round(&mut StrategyConfig::default().build().unwrap(), 1, &global, &updates).global;
     let buffers = |p: &ParamVector<Flex>| p.with_values(p.values().zeros_like()).unwrap().with_buffers_of(p).unwrap();
-    assert_ne!(buffers(&tuned).to_host(), buffers(&plain).to_host(), "generated examples move running statistics");
+    assert_ne!(buffers(&tuned).to_host(), buffers(&plain).to_host());
+}
+
+/// Whatever it sends: scores that are not numbers would take every loss with them.
+#[test]
+fn a_client_that_tells_of_no_example_changes_nothing_but_the_bases_aggregate() {
+    fn check<B: Kernels>(form: FedFtgForm, ensemble: Ensemble) {
+        let family = zoo("kind = 'softmax'");
+        let global = params::<B>(&family, 3);
+        let tuned = |silent: Option<[u64; CLASSES]>, factor: f32| {
+            let mut updates = told_and_silent::<B>(&family);
+            updates[1] = client(&family, 2, silent);
+            // Without a weight in the base's aggregate either.
+            updates[1].local.num_examples = 0;
+            let values = updates[1].local.params.values().clone() * factor;
+            updates[1].local.params = updates[1].local.params.with_values(values).unwrap();
+            round(&mut fedftg::<B>(FedFtgConfig { form, ensemble, ..small() }, family.clone()), 1, &global, &updates)
+        };
+        let reference = tuned(None, 1.0);
+        assert_eq!(skipped(&reference), 0.0);
+        for (silent, factor) in [(Some([0; CLASSES]), 1.0), (None, 1e38), (Some([0; CLASSES]), 1e38)] {
+            let found = tuned(silent, factor);
+            assert_eq!((found.global.to_host(), skipped(&found)), (reference.global.to_host(), 0.0));
+        }
+    }
+    for form in [FedFtgForm::Paper, FedFtgForm::Code] {
+        on_both!(check, form, Ensemble::ClassLevel);
+        on_both!(check, form, Ensemble::Uniform);
+    }
+}
+
+#[test]
+fn pictures_of_every_class_come_after_the_first_round_and_after_every_so_many() {
+    let family = zoo("kind = 'softmax'");
+    let (global, updates) = (params::<Flex>(&family, 3), told_and_silent(&family));
+    let shown = |pictures_every: u64| {
+        let mut strategy = fedftg(FedFtgConfig { pictures_every, ..small() }, family.clone());
+        let rounds = (1..=7).filter(|r| match round(&mut strategy, *r, &global, &updates).pictures {
+            Some(pictures) => {
+                assert_eq!(pictures.classes.len(), CLASSES);
+                true
+            }
+            None => false,
+        });
+        rounds.collect::<Vec<u64>>()
+    };
+    assert!(shown(0).is_empty());
+    assert_eq!(shown(3), [1, 3, 6]);
 }
 
 #[test]
@@ -196,7 +239,7 @@ fn the_base_is_any_strategy() {
     let global = params::<Flex>(&family, 3);
     let updates = told_and_silent(&family).map(fedburn_testkit::answer_all);
     for base in
-        ["kind = 'median'", "kind = 'scaffold'", "kind = 'fedavgm'", "kind = 'fednova'", "kind = 'swa'\nstart = 1"]
+        ["kind = 'median'", "kind = 'scaffold'", "kind = 'fedavgm'", "kind = 'fednova'", "kind = 'feddyn'\nalpha = 0.1"]
     {
         let config = FedFtgConfig { base: Box::new(toml::from_str(base).unwrap()), ..small() };
         let base: Strategy<Flex> = config.base.clone().build().unwrap();
@@ -228,7 +271,14 @@ fn numbers_out_of_range_are_refused_by_name() {
         let base = StrategyConfig::default().build::<Flex>().unwrap();
         FedFtg::new(config, base, zoo("kind = 'softmax'"), generator()).err().unwrap().to_string()
     };
-    assert!(refused(FedFtgConfig { batch_size: 1, ..small() }).contains("batch_size = 1"));
+    for batch_size in [1, 513] {
+        let expected = format!("batch_size = {batch_size}, expected 2 to 512 examples");
+        assert!(refused(FedFtgConfig { batch_size, ..small() }).contains(&expected), "{expected}");
+    }
+    assert!(
+        refused(FedFtgConfig { teachers_resident: 0, ..small() })
+            .contains("teachers_resident = 0, expected at least 1")
+    );
     assert!(refused(FedFtgConfig { iterations: usize::MAX, ..small() }).contains("at most 16,777,216 examples"));
     assert!(refused(FedFtgConfig { student_lr: 0.0, ..small() }).contains("student_lr = 0"));
     assert!(refused(FedFtgConfig { lr_decay: 1.5, ..small() }).contains("lr_decay = 1.5"));
