@@ -22,8 +22,31 @@ impl Access {
         if self == Self::Owner {
             std::os::unix::fs::OpenOptionsExt::mode(options, OWNER);
         }
-        options.open(path)
+        let file = options.open(path)?;
+        #[cfg(unix)]
+        in_the_name_of_the_folders_owner(&file, path)?;
+        Ok(file)
     }
+}
+
+/// A file that root makes in another user's folder becomes that user's: what an operator changes, a service has to read.
+#[cfg(unix)]
+fn in_the_name_of_the_folders_owner(file: &fs::File, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, fchown};
+    const ROOT: u32 = 0;
+    if file.metadata()?.uid() != ROOT {
+        return Ok(());
+    }
+    let folder = fs::metadata(crate::directory_of(path))?;
+    if folder.uid() == ROOT { Ok(()) } else { fchown(file, Some(folder.uid()), Some(folder.gid())) }
+}
+
+/// Opens the file by which processes exclude one another; it is made where it is missing, and stays.
+///
+/// # Errors
+/// What the system says.
+pub fn lock_file(path: &Path) -> io::Result<fs::File> {
+    Access::Owner.open(path, fs::File::options().write(true).create(true).truncate(false))
 }
 
 /// A file that is written to. Nothing is on disk for sure before [`File::sync`].
@@ -99,3 +122,28 @@ impl File {
 /// Permissions of a file that is its owner's.
 #[cfg(unix)]
 const OWNER: u32 = 0o600;
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    use super::*;
+
+    #[test]
+    fn what_root_makes_in_anothers_folder_is_the_others() {
+        const OTHER: u32 = 4_321;
+        let dir = tempfile::tempdir().unwrap();
+        if chown(dir.path(), Some(OTHER), Some(OTHER)).is_err() {
+            eprintln!("skipped: only root can give files away");
+            return;
+        }
+        let (record, log, lock) = (dir.path().join("record"), dir.path().join("log"), dir.path().join("lock"));
+        crate::replace(&record, b"new", Access::Owner).unwrap();
+        File::append(&log, Access::Anybody).unwrap();
+        lock_file(&lock).unwrap();
+        for path in [record, log, lock] {
+            let found = fs::metadata(&path).unwrap();
+            assert_eq!((found.uid(), found.gid()), (OTHER, OTHER), "{}", path.display());
+        }
+    }
+}

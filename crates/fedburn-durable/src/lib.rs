@@ -24,7 +24,7 @@ pub mod crash;
 mod file;
 mod place;
 
-pub use file::{Access, File};
+pub use file::{Access, File, lock_file};
 pub use place::{
     create_dir, directory_of, remove_dir_all, remove_file, remove_unfinished, rename, replace, replace_with,
     sync_directory, unless_missing, write_synced,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -162,7 +162,7 @@ impl NodeRegistry {
     fn change(&self, change: impl FnOnce(&mut BTreeMap<NodeId, Entry>, u64)) -> Result<(), IdentityError> {
         let path = &self.0.path;
         let lock_path = path.with_extension("lock");
-        let lock = File::create(&lock_path).and_then(|file| file.lock().map(|()| file));
+        let lock = durable::lock_file(&lock_path).and_then(|file| file.lock().map(|()| file));
         // Held until the end: the server and a command may write at the same time.
         let _lock = lock.map_err(|e| IdentityError::file(&lock_path, e))?;
         let mut nodes = self.read()?;
