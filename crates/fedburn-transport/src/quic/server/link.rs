@@ -31,7 +31,7 @@ pub(super) struct Link {
     pub(super) announcing: Mutex<Announcing>,
     /// What is to be said on the watch stream besides offers, in order.
     pushes: Mutex<VecDeque<Message>>,
-    /// The uploads that hold a slot.
+    /// The uploads that may send.
     held: Mutex<BTreeMap<TaskId, Arc<Upload>>>,
     allowance: Mutex<Allowance>,
 }
@@ -127,7 +127,7 @@ impl Link {
         lock(&self.held).get(&task).cloned()
     }
 
-    /// Uploads that hold a slot here.
+    /// Uploads that may send.
     #[cfg(test)]
     pub(super) fn num_held(&self) -> usize {
         lock(&self.held).len()

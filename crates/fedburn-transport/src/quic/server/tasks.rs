@@ -170,12 +170,10 @@ impl Exchange {
         }
     }
 
-    /// Forgets what came of updates whose nodes are away: they will send it again.
+    /// Forgets what came of updates whose nodes are away, which nobody else holds: they will send it again.
     pub(super) fn forget_parked_uploads(&mut self) {
         for task in self.tasks.values_mut() {
-            if task.upload.as_ref().is_some_and(|upload| !upload.has_slot()) {
-                task.upload = None;
-            }
+            task.upload.take_if(|upload| Arc::strong_count(upload) == 1);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Updates on their way in: who may send, what has come, what is given up.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(super) struct Upload {
     /// Bytes of payload that came, verified or not.
     came: AtomicU64,
     slot: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Held while it waits for a slot again.
+    turn: Turn,
     /// Room for the values until whoever waits for the update has it.
     memory: Mutex<Option<Memory>>,
 }
@@ -73,8 +76,10 @@ impl Slots {
     async fn memory(&self, bytes: u64, shared: &Shared) -> Option<Memory> {
         // An update larger than all the memory is taken alone.
         let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX).clamp(1, self.units);
+        // Asked for once: who has waited keeps its place.
+        let mut room = pin!(self.memory.clone().acquire_many_owned(units));
         loop {
-            match timeout(MEMORY_LOOK, self.memory.clone().acquire_many_owned(units)).await {
+            match timeout(MEMORY_LOOK, &mut room).await {
                 Ok(permit) => return permit.ok().map(Memory),
                 Err(_) => shared.forget_parked_uploads(),
             }
@@ -83,13 +88,27 @@ impl Slots {
 }
 
 impl Upload {
-    /// Gives the slot back; what came stays, for a node that comes again.
+    /// Gives the slot back; what came stays, for a node that comes or sends again.
     pub(super) fn release_slot(&self) {
         *lock(&self.slot) = None;
     }
 
-    pub(super) fn has_slot(&self) -> bool {
+    fn has_slot(&self) -> bool {
         lock(&self.slot).is_some()
+    }
+
+    /// Waits for a slot where it was taken back; of the chunks of an upload, one asks for all.
+    async fn slot_again(&self, link: &Link, shared: &Shared) {
+        let _turn = self.turn.lock().await;
+        if self.has_slot() {
+            return;
+        }
+        let slot = tokio::select! {
+            biased;
+            slot = shared.uploads.turn() => slot,
+            _ = link.connection.closed() => None,
+        };
+        *lock(&self.slot) = slot.filter(|_| link.connection.close_reason().is_none());
     }
 
     pub(super) fn take_memory(&self) -> Option<Memory> {
@@ -106,10 +125,6 @@ pub(super) async fn begin(
     task: TaskId,
     names: Vec<String>,
 ) -> Option<Arc<Upload>> {
-    let turn = shared.uploads.turn().await?;
-    if !shared.is_open(link.node, task) {
-        return None;
-    }
     let upload = match shared.upload_of(task).filter(|upload| upload.names == names) {
         Some(upload) => upload,
         None => {
@@ -123,11 +138,17 @@ pub(super) async fn begin(
                 assembly: Arc::new(assembly),
                 came: AtomicU64::new(0),
                 slot: Mutex::new(None),
+                turn: Turn::default(),
                 memory: Mutex::new(Some(memory)),
             });
             shared.keep_upload(task, upload.clone()).then_some(upload)?
         }
     };
+    // After the memory, here as where a slot is taken again: who has both needs nothing more to come to an end.
+    let turn = shared.uploads.turn().await?;
+    if !shared.is_open(link.node, task) {
+        return None;
+    }
     *lock(&upload.slot) = Some(turn);
     link.hold(upload.clone());
     if link.connection.close_reason().is_some() {
@@ -139,13 +160,15 @@ pub(super) async fn begin(
     Some(upload)
 }
 
-/// Lets others have the slot of a node that is too slow for it, and cuts it off where it stays so.
+/// Lets others have the slot of a node that is too slow for it, and cuts it off where it stays so. While it waits for a
+/// slot again, time stands still for it.
 async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Weak<Upload>) {
     let came = |upload: &Upload| upload.came.load(Ordering::Relaxed);
     let Some(first) = upload.upgrade().map(|upload| came(&upload)) else { return };
-    let (began, patience, enough) = (Instant::now(), shared.config.progress_timeout(), shared.config.min_rate as f64);
+    let (patience, enough) = (shared.config.progress_timeout(), shared.config.min_rate as f64);
     let look = SLOT_LOOK.min(patience);
-    let (mut before, mut moved) = (first, began);
+    let (mut first, mut before, mut began) = (first, first, Instant::now());
+    let mut moved = began;
     loop {
         tokio::select! {
             biased;
@@ -159,6 +182,11 @@ async fn watch_progress(shared: Arc<Shared>, link: Arc<Link>, upload: Weak<Uploa
             return;
         }
         let came = came(&upload);
+        if upload.turn.try_lock().is_err() {
+            (first, before) = (came, came);
+            (began, moved) = (Instant::now(), Instant::now());
+            continue;
+        }
         let rate = |bytes: u64, since: Duration| bytes as f64 / since.as_secs_f64();
         if rate(came - before, look) < enough {
             // It may go on; what it sends is too little to be counted among those who send.
@@ -196,9 +224,13 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
         upload.came.fetch_add(bytes as u64, Ordering::Relaxed);
         add(&link.counters.payload_up, bytes);
     };
+    let reading = async {
+        upload.slot_again(link, shared).await;
+        read_payload(&mut stream, &header, count).await
+    };
     let read = tokio::select! {
         biased;
-        read = read_payload(&mut stream, &header, count) => Some(read),
+        read = reading => Some(read),
         // Nobody wants the rest, and the memory is for others.
         () = over => None,
     };
@@ -220,6 +252,8 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
         Err(e) => link.close(CloseCode::Protocol, &e.to_string()),
     }
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 /// Bytes of one unit of memory.
 const MEMORY_UNIT: u64 = 64 << 10;

@@ -274,6 +274,43 @@ fn a_flood_of_requests_is_slowed_and_the_round_goes_on() {
 }
 
 #[test]
+fn who_lost_its_slot_waits_for_another_before_it_sends_on() {
+    let mut site = Site::new(chunked());
+    site.config.upload_slots = 1;
+    let mut server = site.server();
+    let watch = server.watch();
+    let mut idle = Raw::announced(&site, &server, "idle", &[2]);
+    let mut other = Raw::announced(&site, &server, "other", &[1]);
+    let requests = training(&site.schema, 1, &[1, 2]);
+    let payload = vec![0; 400_000];
+    let layout = Layout::new(Codec::F32, 400_000, MAX_CHUNK_LEN).unwrap();
+    let root = Manifest::of(Codec::F32, &payload, MAX_CHUNK_LEN).unwrap().blob().root;
+    let send = |node: &Raw, task: TaskId| {
+        node.send_chunk(&ChunkHeader::of(task.into(), &layout, 0, &payload).unwrap(), &payload);
+        assert_eq!(state(node.ask(&commit(task, root, Payload::Chunks)).unwrap()), CommitState::Committed);
+    };
+    let order = std::thread::scope(|scope| {
+        let order = scope.spawn(|| server.exchange(requests, LONG).map(|outcome| outcome.client.0).collect::<Vec<_>>());
+        let (idle_task, other_task) = (idle.offer().task, other.offer().task);
+        assert!(matches!(idle.ask(&begin(idle_task, 100_000)), Ok(Message::UploadGrant(_))));
+        // Answered once the idle node has lost the only slot.
+        assert!(matches!(other.ask(&begin(other_task, 100_000)), Ok(Message::UploadGrant(_))));
+        let (idle, send) = (&idle, &send);
+        let sending = scope.spawn(move || send(idle, idle_task));
+        // As often as it takes for a chunk to come that nobody holds back.
+        for _ in 0..100 {
+            let asked = GetManifest { root: Hash([1; 32]), ext: Extensions::default() };
+            assert_eq!(refusal(other.ask(&asked).unwrap()), Refusal::UnknownBlob);
+        }
+        assert_eq!(watch.status().uploads.used, 1);
+        send(&other, other_task);
+        sending.join().unwrap();
+        order.join().unwrap()
+    });
+    assert_eq!(order, [1, 2]);
+}
+
+#[test]
 fn who_holds_a_slot_and_sends_nothing_is_cut_off_and_others_have_their_turn() {
     let mut site = Site::new(chunked());
     (site.config.upload_slots, site.config.progress_timeout_secs, site.config.reconnect_grace_secs) = (1, 1, 0);
