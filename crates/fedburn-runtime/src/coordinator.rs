@@ -10,7 +10,7 @@
 //!                       └── below quorum ────────────────────────────► Idle   abandoned: nothing changed
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,13 @@ use std::time::Duration;
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Codec, CodecError,
-    CompressionConfig, Event, LocalUpdate, MemoryStore, Metrics, Outcome, ParamVector, Purpose, Reply, Reports,
-    Request, Round, RoundIndex, SchemaError, Seed, StateError, StateStore, Strategy, TrainTask, UpdateSet,
+    CompressionConfig, Event, MemoryStore, Outcome, ParamVector, Purpose, Reply, Request, Round, RoundIndex,
+    SchemaError, Seed, StateError, StateStore, Strategy, TrainTask, UpdateSet,
 };
 
+use crate::collecting::{Accepted, OpenRound, check};
 use crate::gather::{Gathered, Sums};
-use crate::open_round::{Begun, Folded, Found, fingerprint};
+use crate::open_round::{Begun, Found};
 use crate::running_mean::RunningMeanError;
 
 /// What the driver tells the coordinator.
@@ -70,30 +71,6 @@ pub struct Coordinator<B: Backend> {
     open: Option<OpenRound<B>>,
     /// The next round, as another process left it.
     found: Option<Found>,
-}
-
-struct OpenRound<B: Backend> {
-    index: RoundIndex,
-    /// Number of clients that could be reached when the round began.
-    available: u64,
-    cohort: BTreeSet<ClientId>,
-    /// Number of clients known when the round began, `N`.
-    population: u64,
-    began: Duration,
-    /// The global vector as clients and strategy have it: what of it gets through the codec.
-    sent: ParamVector<B>,
-    waiting: BTreeSet<ClientId>,
-    gathered: Gathered<B>,
-    accepted: BTreeMap<ClientId, Accepted>,
-    failures: u64,
-    bytes_down: u64,
-    bytes_up: u64,
-}
-
-/// An update that counts, beside what is gathered of it.
-struct Accepted {
-    metrics: Metrics,
-    bytes_up: u64,
 }
 
 impl<B: Backend> Coordinator<B> {
@@ -204,20 +181,7 @@ impl<B: Backend> Coordinator<B> {
     /// [`RunningMeanError`] where nothing was folded, or what waits in a file cannot be read.
     pub(crate) fn begun(&mut self) -> Result<Option<(Begun, Sums<'_>)>, RunningMeanError> {
         let Some(round) = &mut self.open else { return Ok(None) };
-        let Some(sums) = round.gathered.sums() else { return Ok(None) };
-        let folded = sums.folded().iter().filter_map(|(client, sent)| {
-            let Accepted { metrics, bytes_up } = round.accepted.get(client)?;
-            Some((*client, Folded { sent: sent.clone(), metrics: metrics.clone(), bytes_up: *bytes_up }))
-        });
-        let begun = Begun {
-            round: round.index,
-            model: fingerprint(&self.global),
-            available: round.available,
-            population: round.population,
-            cohort: round.cohort.clone(),
-            folded: folded.collect(),
-        };
-        Ok(Some((begun, sums.by_name()?)))
+        round.begun(&self.global)
     }
 
     /// The last finished round, 0 before the first.
@@ -453,25 +417,6 @@ impl<B: Backend> Coordinator<B> {
     }
 }
 
-impl<B: Backend> OpenRound<B> {
-    /// Takes up what another process left, and tells of its clients as if they had just answered.
-    fn go_on(&mut self, found: Found) -> Vec<Event> {
-        let Found { begun, params, side } = found;
-        let Some(sums) = self.gathered.sums() else { return Vec::new() };
-        let (mut clients, mut events) = (BTreeMap::new(), Vec::new());
-        for (client, Folded { sent, metrics, bytes_up }) in begun.folded {
-            self.waiting.remove(&client);
-            self.bytes_up += bytes_up;
-            let num_examples = sent.num_examples();
-            events.push(Event::ClientTrained { round: self.index, client, num_examples, metrics: metrics.clone() });
-            self.accepted.insert(client, Accepted { metrics, bytes_up });
-            clients.insert(client, sent);
-        }
-        sums.go_on(params, side, clients);
-        events
-    }
-}
-
 /// A checkpoint that does not fit the federation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -490,40 +435,4 @@ pub enum RestoreError {
         #[from]
         source: SchemaError,
     },
-}
-
-/// Whether an update can be aggregated, decided before any state is touched. `params` finiteness is checked where the
-/// values are read anyway, in [`Gathered::add`].
-fn check<B: Backend>(update: &LocalUpdate<B>, global: &ParamVector<B>, asked: &Reports) -> Result<(), ClientFailure> {
-    let malformed = |reason: String| ClientFailure::Malformed { reason };
-    if update.num_examples == 0 {
-        return Err(ClientFailure::NoData);
-    }
-    global.schema().ensure_same(update.params.schema()).map_err(|e| malformed(e.to_string()))?;
-    for (name, vector) in &update.side.vectors {
-        global.schema().ensure_same(vector.schema()).map_err(|e| malformed(format!("side vector `{name}`: {e}")))?;
-    }
-    let report = &update.report;
-    if let Some(counts) = &report.class_counts {
-        let (sum, all) = (counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count)), update.num_examples);
-        if sum != all {
-            return Err(malformed(format!("reports {sum} examples by class, {all} in all")));
-        }
-    }
-    // A client may keep its class counts to itself: a strategy that asks for them does without.
-    for (asked, reported, name) in [
-        (asked.accumulation, report.accumulation.is_some(), "accumulation"),
-        (asked.steps, report.steps.is_some(), "number of steps"),
-    ] {
-        if asked && !reported {
-            return Err(malformed(format!("did not report its {name}")));
-        }
-    }
-    if let Some(a) = report.accumulation.filter(|a| !(*a >= 0.0 && a.is_finite())) {
-        return Err(malformed(format!("reports the accumulation {a}, expected a number from 0")));
-    }
-    match update.side.scalars.iter().find(|(_, v)| !v.is_finite()) {
-        Some((name, value)) => Err(malformed(format!("side scalar `{name}` is {value}"))),
-        None => Ok(()),
-    }
 }

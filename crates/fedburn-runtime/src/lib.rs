@@ -6,6 +6,7 @@ mod attacks;
 mod checkpoint;
 mod client_loop;
 mod client_states;
+mod collecting;
 mod config;
 mod coordinator;
 mod error;
