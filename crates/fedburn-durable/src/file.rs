@@ -123,7 +123,8 @@ impl File {
 #[cfg(unix)]
 const OWNER: u32 = 0o600;
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::{MetadataExt, chown};
 
