@@ -60,7 +60,7 @@ pub struct Reports {
 /// What a client reported, as far as it was asked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClientReport {
-    /// Number of training examples of each class, by class.
+    /// Number of training examples of each class, by class: in all those of the update, which is refused otherwise.
     pub class_counts: Option<Vec<u64>>,
     /// The 1-norm of the accumulation vector of the local steps, `a_k` of FedNova: their number for plain SGD, more with
     /// momentum, less with a proximal term.
