@@ -28,7 +28,7 @@ mod tls;
 mod tuning;
 mod watched;
 
-pub use client::{Joined, NodeThread, QuicClient, join};
+pub use client::{Joined, NodeThread, QuicClient, Taken, join};
 pub use config::{ClientConfig, Congestion, QuicConfig};
 pub use error::QuicError;
 pub use identity::{

@@ -27,6 +27,11 @@ impl Extensions {
         Self(entries)
     }
 
+    /// Adds one to a message, whose others have lower ids.
+    pub fn add(&mut self, extension: Extension) {
+        self.0.push(extension);
+    }
+
     /// The addition with this id.
     pub fn find(&self, id: u16) -> Option<&Bytes> {
         self.0.iter().find(|extension| extension.id == id).map(|extension| &extension.data)

@@ -53,7 +53,7 @@ pub fn decoders() -> Vec<Decoder> {
         ("values", vec![samples::payload().to_vec()], 4_096, Box::new(values)),
     ];
     let others = others.map(|(name, seeds, limit, read)| Decoder { name: name.to_owned(), seeds, limit, read });
-    messages.chain(others).chain(CODECS.map(coded)).chain([compression()]).collect()
+    messages.chain(others).chain(CODECS.map(coded)).chain([compression(), trace()]).collect()
 }
 
 /// A codec's payload; what is read is written again in as many bytes and reads the same, where nothing is rounded anew.
@@ -97,6 +97,22 @@ fn compression() -> Decoder {
     };
     let seeds = CODECS.into_iter().filter_map(|up| wire(up, fedburn_core::Codec::F16 {})).collect();
     Decoder { name: "compression".to_owned(), seeds, limit: MAX_EXTENSIONS_LEN, read: Box::new(read) }
+}
+
+/// What a task says of its trace: read as far as it says anything, never refused.
+fn trace() -> Decoder {
+    let read = |input: &[u8]| {
+        let ext = Extensions::new(vec![Extension { id: TRACE, data: input.to_vec().into() }]);
+        let (parent, held) = peak(|| TraceParent::from_wire(&ext));
+        let Some(parent) = parent else { return Verdict { accepted: false, held } };
+        // Flags that are not known are not repeated.
+        let written = parent.to_wire().data;
+        assert_eq!(written[..24], input[..24]);
+        assert_eq!((input.len(), written[24]), (25, input[24] & 1));
+        Verdict { accepted: true, held }
+    };
+    let seeds = vec![samples::trace_parent().to_wire().data.to_vec()];
+    Decoder { name: "trace".to_owned(), seeds, limit: MAX_EXTENSIONS_LEN, read: Box::new(read) }
 }
 
 /// A message that is read is one that can be sent, and reads the same again.

@@ -30,6 +30,12 @@ fn extensions() -> Extensions {
     Extensions::new(vec![extension(1, b"one"), extension(0x1234, b"")])
 }
 
+/// That of the specification's example, `00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01`.
+pub fn trace_parent() -> TraceParent {
+    let trace = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes();
+    TraceParent { trace, span: 0xb7ad_6b71_6920_3331_u64.to_be_bytes() }
+}
+
 /// A vector of three values.
 pub fn payload() -> Bytes {
     VectorPayload::new(3, 1, 4096).unwrap().encode(&[&[1.0, -2.5, f32::NAN]]).unwrap()
@@ -80,6 +86,10 @@ pub fn messages() -> Vec<(&'static str, Message)> {
     let compressed = |up, down, error_feedback| {
         let compression = compression_to_wire(&CompressionConfig { up, down, error_feedback });
         TaskOffer { ext: Extensions::new(compression.into_iter().collect()), ..offer(train.clone()) }
+    };
+    let traced = |mut offer: TaskOffer| {
+        offer.ext.add(trace_parent().to_wire());
+        offer
     };
     let (top_k, plain) = (fedburn_core::Codec::TopK { ratio: 0.01 }, fedburn_core::Codec::F32 {});
     let (int8, f16) = (fedburn_core::Codec::Int8 {}, fedburn_core::Codec::F16 {});
@@ -141,6 +151,8 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ("evaluate", offer(TaskKind::Evaluate).into()),
         ("compressed", compressed(int8, f16, true).into()),
         ("compressed-top-k", compressed(top_k, plain, false).into()),
+        ("traced", traced(offer(train.clone())).into()),
+        ("compressed-traced", traced(compressed(int8, f16, true)).into()),
         ("plain", Cancel { task: task(), reason: reason(), ..Cancel::default() }.into()),
         ("plain", RoundClosed { round: RoundIndex(300), ..RoundClosed::default() }.into()),
         ("timed-out", decline(Failure::TimedOut).into()),

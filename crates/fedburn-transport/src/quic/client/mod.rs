@@ -26,6 +26,7 @@ use super::{JoinString, NodeIdentity, QuicError};
 pub(super) use connect::Dialer;
 #[cfg(test)]
 pub(super) use download::Downloads;
+pub use node::Taken;
 pub(super) use node::{Invited, Node};
 use state::End;
 
@@ -109,6 +110,14 @@ pub struct QuicClient<B: Backend> {
 }
 
 impl<B: Backend> QuicClient<B> {
+    /// As [`ClientTransport::next`], with what is known of how the request came.
+    ///
+    /// # Errors
+    /// As [`ClientTransport::next`].
+    pub fn take(&self) -> Result<Option<Taken<B>>, TransportError> {
+        self.thread.handle().block_on(self.node.next())
+    }
+
     /// Leaves the federation: whoever waits in [`ClientTransport::next`] gets `None`.
     pub fn leave(&self) {
         self.node.shared.finish(End::Goodbye);
@@ -117,7 +126,7 @@ impl<B: Backend> QuicClient<B> {
 
 impl<B: Backend> ClientTransport<B> for QuicClient<B> {
     fn next(&self) -> Result<Option<Asked<B>>, TransportError> {
-        self.thread.handle().block_on(self.node.next())
+        Ok(self.take()?.map(|taken| taken.asked))
     }
 
     fn reply(

@@ -23,8 +23,8 @@ use super::models::Models;
 use super::state::{End, Live, Parts, Shared, Status};
 use crate::wire::limits::MAX_CHUNK_LEN;
 use crate::wire::{
-    self, BlobRef, CloseCode, CommitState, Hash, TaskKind, TaskOffer, compression_from_wire, metrics_to_wire,
-    scalars_from_wire, scalars_to_wire, vector_bytes,
+    self, BlobRef, CloseCode, CommitState, Hash, TaskKind, TaskOffer, TraceParent, compression_from_wire,
+    metrics_to_wire, scalars_from_wire, scalars_to_wire, vector_bytes,
 };
 
 /// A node that knows what is to be trained and has not said which clients it is.
@@ -103,6 +103,17 @@ impl Invited {
     }
 }
 
+/// A request that a node took on, with all that it needs.
+#[derive(Clone, Debug)]
+pub struct Taken<B: Backend> {
+    /// The request.
+    pub asked: Asked<B>,
+    /// The span of a distributed trace that the request is, where the server traces.
+    pub span: Option<TraceParent>,
+    /// How long it took to fetch its vectors.
+    pub fetching: Duration,
+}
+
 /// A node at work.
 pub(in super::super) struct Node<B: Backend> {
     pub(super) shared: Arc<Shared>,
@@ -111,10 +122,14 @@ pub(in super::super) struct Node<B: Backend> {
 
 impl<B: Backend> Node<B> {
     /// The next request for any client that the node is; `None` once the server said goodbye.
-    pub(in super::super) async fn next(&self) -> Result<Option<Asked<B>>, TransportError> {
+    pub(in super::super) async fn next(&self) -> Result<Option<Taken<B>>, TransportError> {
         while let Some(offer) = self.shared.next().await? {
+            let began = Instant::now();
             match self.asked(&offer).await {
-                Ok(asked) => return Ok(Some(asked)),
+                Ok(asked) => {
+                    let (span, fetching) = (TraceParent::from_wire(&offer.ext), began.elapsed());
+                    return Ok(Some(Taken { asked, span, fetching }));
+                }
                 Err(Failure::Lasting(error)) => {
                     let reason = error.to_string();
                     self.shared.finish(End::Failed(Arc::new(error)));

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::super::blob::Values;
 use super::super::send::Blob;
+use super::TaskSpans;
 use super::participation::Participation;
 use super::state::Shared;
 use super::tasks::{Answer, Arrived, ArrivedUpdate, Exchange};
@@ -51,6 +52,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         schema: &'a Arc<ParamSchema>,
         device: &'a B::Device,
         participation: &Participation,
+        spans: Option<&TaskSpans>,
         requests: Vec<(ClientId, Request<B>)>,
         timeout: Duration,
     ) -> Self {
@@ -67,7 +69,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
             {
                 compressed.insert(client, (task.compression.up, task.global.clone()));
             }
-            let offered = offer(shared, schema, participation, &mut blobs, client, request);
+            let offered = offer(shared, schema, participation, spans, &mut blobs, client, request);
             let offered = offered.and_then(|offer| match (node, shared.spool.digest(offer.task)) {
                 (None, None) => Err(ClientFailure::Disconnected),
                 (_, answered) => Ok((offer, answered)),
@@ -234,6 +236,7 @@ fn offer<B: Backend>(
     shared: &Shared,
     schema: &ParamSchema,
     participation: &Participation,
+    spans: Option<&TaskSpans>,
     blobs: &mut Blobs<B>,
     client: ClientId,
     request: Request<B>,
@@ -268,6 +271,10 @@ fn offer<B: Backend>(
     };
     offer.task = task_id(shared, &offer)?;
     offer.durable = participation.durable();
+    // Its number is that of the same task without a trace.
+    if let (Some(spans), TaskKind::Train { .. }) = (spans, &offer.kind) {
+        offer.ext.add(spans(round, client).to_wire());
+    }
     Ok(offer)
 }
 

@@ -30,7 +30,7 @@ use super::config::QuicConfig;
 use super::plan::Plan;
 use super::surroundings::Surroundings;
 use super::{JoinString, NodeRegistry, QuicError, ServerIdentity};
-use crate::wire::ServerLimits;
+use crate::wire::{ServerLimits, TraceParent};
 #[cfg(test)]
 pub(super) use endpoint::Opened;
 use endpoint::ServerEndpoint;
@@ -155,6 +155,12 @@ impl<B: Backend> QuicServer<B> {
         self.endpoint.handle().block_on(self.rounds.wait_until(enough, timeout))
     }
 
+    /// Says with each training task from now on which span of a distributed trace it is, by round and client, for its node
+    /// to continue. Nothing else changes, neither results nor the tasks' numbers.
+    pub fn trace(&mut self, spans: impl Fn(RoundIndex, ClientId) -> TraceParent + Send + Sync + 'static) {
+        self.rounds.trace(Box::new(spans));
+    }
+
     /// Connections that are open or being opened.
     #[cfg(test)]
     pub(super) fn connections(&self) -> usize {
@@ -208,6 +214,9 @@ impl<B: Backend> ServerTransport<B> for QuicServer<B> {
         self.rounds.checkpointed(round, oldest)
     }
 }
+
+/// Which span of a trace the task of a client in a round is.
+type TaskSpans = dyn Fn(RoundIndex, ClientId) -> TraceParent + Send + Sync;
 
 /// Where nodes find the server.
 fn public_host(config: &QuicConfig, address: SocketAddr) -> String {

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::super::surroundings::Surroundings;
 use super::super::{Plan, QuicConfig, QuicError, ServerIdentity};
-use super::RunFiles;
 use super::exchange::Outcomes;
 use super::participation::Participation;
 use super::spool::Spool;
 use super::state::{Parts, Shared};
+use super::{RunFiles, TaskSpans};
 use crate::wire::{Hash, ServerLimits, VectorPayload};
 
 /// A server's rounds: what it asks, and what counted.
@@ -22,6 +22,7 @@ pub(in super::super) struct Rounds<B: Backend> {
     schema: Arc<ParamSchema>,
     device: B::Device,
     participation: Participation,
+    spans: Option<Box<TaskSpans>>,
 }
 
 /// What a server is started with.
@@ -57,7 +58,12 @@ impl<B: Backend> Rounds<B> {
             spool: Spool::open(files.answers, plan_hash, mark)?,
             keeps_answers: files.keep_answers,
         }));
-        Ok(Self { shared, schema, device, participation })
+        Ok(Self { shared, schema, device, participation, spans: None })
+    }
+
+    /// Says with each training task which span it is.
+    pub(super) fn trace(&mut self, spans: Box<TaskSpans>) {
+        self.spans = Some(spans);
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -107,7 +113,8 @@ impl<B: Backend> Rounds<B> {
         requests: Vec<(ClientId, Request<B>)>,
         timeout: Duration,
     ) -> Outcomes<'_, B> {
-        Outcomes::begin(&self.shared, &self.schema, &self.device, &self.participation, requests, timeout)
+        let Self { shared, schema, device, participation, spans } = self;
+        Outcomes::begin(shared, schema, device, participation, spans.as_deref(), requests, timeout)
     }
 
     /// Keeps whose updates counted.

@@ -10,6 +10,7 @@ mod raw;
 mod resume;
 mod simnet;
 mod strangers;
+mod traced;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@ mod blobs;
 mod compression;
 mod discovery;
 mod link;
+mod trace;
 mod upload;
 
 use serde::Serialize;
@@ -19,6 +20,7 @@ pub use link::{
     Announce, Announced, Bye, ClientEntry, CloseCode, Der, Enroll, Enrolled, Hello, Refusal, Refused, Renew,
     ServerLimits, Welcome,
 };
+pub use trace::{TRACE, TraceParent};
 pub use upload::{
     Busy, ClassCounts, CommitAck, CommitState, Measured, NamedMean, Payload, Report, UploadBegin, UploadCommit,
     UploadGrant, metrics_from_wire, metrics_to_wire,

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::world::World;
 use crate::quic::client::{self, Dialer, Invited};
-use crate::quic::{ClientConfig, NodeIdentity};
+use crate::quic::{ClientConfig, NodeIdentity, Taken};
 
 /// A node that runs.
 pub(super) struct Node {
@@ -101,7 +101,7 @@ impl Desk {
     async fn work(&self) -> Result<(), TransportError> {
         loop {
             let intake = self.intake.lock().await;
-            let Some(asked) = self.node.next().await? else { return Ok(()) };
+            let Some(Taken { asked, .. }) = self.node.next().await? else { return Ok(()) };
             let _turn = self.turns[&asked.client].lock().await;
             drop(intake);
             sleep(self.world.draw(self.world.script.training)).await;
