@@ -53,7 +53,7 @@ fn steps(fast: bool) -> Result<Vec<Step>, String> {
     if !fast {
         steps.push(Step::call("documentation", Cargo::doc()));
         steps.push(Step::call("cuda type-checks", Cargo::line("check -p fedburn-experiment --features cuda")));
-        steps.push(Step::tests("parity on wgpu", wgpu_parity(nextest)));
+        steps.push(Step::tests("parity on wgpu, traces", extras(nextest)));
         steps.push(Step::call("quickstart", Cargo::line("xtask experiment run quickstart --smoke --fresh")));
     }
     Ok(steps)
@@ -63,10 +63,11 @@ fn workspace_tests(nextest: bool) -> Cargo {
     Cargo::line(if nextest { "nextest run --workspace" } else { "test --workspace --lib --bins --tests" })
 }
 
-/// A few steps on a just-in-time compiled backend must agree with flex; the test skips itself without an adapter.
-fn wgpu_parity(nextest: bool) -> Cargo {
+/// What is off by default, in one build: a few steps on a just-in-time compiled backend must agree with flex, where there
+/// is an adapter; and what a collector gets of a federation's traces.
+fn extras(nextest: bool) -> Cargo {
     let runner = if nextest { "nextest run" } else { "test" };
-    Cargo::line(&format!("{runner} -p fedburn-experiment --features wgpu --test parity"))
+    Cargo::line(&format!("{runner} -p fedburn-experiment --features wgpu,otel --test parity --test otel"))
 }
 
 fn library_crates() -> Result<Vec<String>, String> {
@@ -106,7 +107,7 @@ mod tests {
         let (all, fast) = (lines(false), lines(true));
         let left_out: Vec<&String> = all.iter().filter(|line| !fast.contains(line)).collect();
         assert_eq!(left_out.len(), 4, "{left_out:?}");
-        for word in ["doc --workspace --no-deps", "cuda", "wgpu", "quickstart"] {
+        for word in ["doc --workspace --no-deps", "cuda", "wgpu,otel", "quickstart"] {
             assert!(left_out.iter().any(|line| line.contains(word)), "{word} is not among {left_out:?}");
         }
         assert!(fast.iter().all(|line| all.contains(line)));

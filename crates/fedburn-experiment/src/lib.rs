@@ -55,6 +55,7 @@ pub mod run;
 mod spread;
 pub mod sweep;
 mod table;
+pub mod trace;
 
 pub use check::Verdict;
 pub use metric::{Metric, MetricError};

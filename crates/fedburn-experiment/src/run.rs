@@ -29,6 +29,7 @@ use crate::config::{ConfigError, TransportConfig};
 use crate::federation::{Call, Durability, FederationError, Load, Serving};
 use crate::progress::Progress;
 use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
+use crate::trace::{RoundSpans, RunTrace};
 
 /// Clients that measure the final model on their own data: all of a small population, evenly spaced ones of a large.
 const MEASURED_CLIENTS: usize = 1000;
@@ -316,9 +317,12 @@ impl Job<'_> {
         let rule = config.early_stop.clone().unwrap_or_default().build()?;
         let mut early_stop = EarlyStopping::after(rule, EventLog::open(self.path("events.jsonl"))?)?;
         let mut monitor = self.options.serving.as_ref().map(|serving| serving.monitor.clone());
+        let tracer = self.options.serving.as_ref().and_then(|serving| serving.tracer.clone());
+        let mut spans = tracer.map(|tracer| RoundSpans::new(tracer, RunTrace::new(&self.hash)));
         let mut watchers: Vec<&mut dyn Observer> =
             vec![&mut events, &mut rounds, &mut console, &mut early_stop, &mut interrupt];
         watchers.extend(monitor.as_mut().map(|monitor| monitor as &mut dyn Observer));
+        watchers.extend(spans.as_mut().map(|spans| spans as &mut dyn Observer));
         let ended = server.run(&mut watchers);
         let measured = match &ended {
             Ok(summary) if summary.stopped != Some(interrupted()) => {
@@ -377,9 +381,19 @@ impl Job<'_> {
     ) -> Result<Option<Box<dyn ServerTransport<B>>>, RunError> {
         let RunOptions { backend, progress, interrupt, serving, .. } = self.options;
         if let (Some(serving), Some(durability)) = (serving, served) {
-            let (run, dir, backend, progress) = (self.run, &*self.dir, *backend, *progress);
-            let server =
-                serving.start(&Call { run, backend, dir, schema, device, resumed, durability, progress, interrupt })?;
+            let (run, dir, hash, backend, progress) = (self.run, &*self.dir, &*self.hash, *backend, *progress);
+            let server = serving.start(&Call {
+                run,
+                backend,
+                dir,
+                hash,
+                schema,
+                device,
+                resumed,
+                durability,
+                progress,
+                interrupt,
+            })?;
             return Ok(server.map(|server| Box::new(server) as Box<dyn ServerTransport<B>>));
         }
         let states = self.path("clients");

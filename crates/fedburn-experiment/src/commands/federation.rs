@@ -12,6 +12,7 @@ use fedburn_experiment::federation::{JoinOptions, Policy, Serving, join as be_cl
 use fedburn_experiment::operation::{JobState, Monitor, RunFacts, systemd};
 use fedburn_experiment::progress::Progress;
 use fedburn_experiment::run::{RunOptions, causes, check_start};
+use fedburn_experiment::trace::Tracer;
 use serde_json::json;
 
 use super::run::{find_one, interrupted, on_interrupt, run_all, show};
@@ -64,6 +65,7 @@ pub fn serve(args: ServeArgs) -> Outcome {
             durability: args.durability,
             join_file: args.join_file.clone(),
             monitor: monitor.clone(),
+            tracer: Tracer::from_environment("fedburn-server")?,
         }),
     };
     check_start(&run, &options)?;
@@ -99,6 +101,7 @@ pub fn join(args: JoinArgs) -> Outcome {
         patience: args.patience,
         longest_wait: args.longest_wait,
         progress: progress(args.json, args.quiet),
+        tracer: Tracer::from_environment("fedburn-client")?,
     };
     be_clients(&options)?;
     Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use fedburn::core::{
 use fedburn::ops::Kernels;
 use fedburn::runtime::{ClientStates, run_clients};
 use fedburn::train::ClientDataSource;
-use fedburn::transport::quic::{self, ClientConfig, JoinString, Joined, NodeIdentity, QuicClient};
+use fedburn::transport::quic::{self, ClientConfig, JoinString, Joined, NodeId, NodeIdentity, QuicClient};
 use serde_json::{Value, json};
 
 use super::{FederationError, Guarded, PlannedRun, Policy};
@@ -19,6 +19,7 @@ use crate::assemble::{Experiment, Run};
 use crate::backend::{BackendJob, BackendName};
 use crate::clients;
 use crate::progress::Progress;
+use crate::trace::{TaskSpans, Tracer};
 
 /// How to be clients of a server.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub struct JoinOptions {
     pub longest_wait: u64,
     /// What to show meanwhile.
     pub progress: Progress,
+    /// Where spans of the tasks go that the server traces; nowhere where `None`.
+    pub tracer: Option<Tracer>,
 }
 
 /// Joins a server, trains what it asks for and the policy permits, and returns once the server said goodbye.
@@ -77,7 +80,7 @@ pub fn join(options: &JoinOptions) -> Result<(), FederationError> {
     );
     let backend = options.backend.unwrap_or(planned.backend);
     let hash = planned.hash;
-    backend.run(Playing { options, joined, run: &run, hash, clients })??;
+    backend.run(Playing { options, joined, node, run: &run, hash, clients })??;
     options.progress.tell("the server said goodbye", &json!({ "event": "goodbye" }));
     Ok(())
 }
@@ -99,6 +102,7 @@ fn chosen(run: &Run, wanted: Option<&[ClientId]>) -> Result<Vec<ClientInfo>, Fed
 struct Playing<'a> {
     options: &'a JoinOptions,
     joined: Joined,
+    node: NodeId,
     run: &'a Run,
     hash: String,
     clients: Vec<ClientInfo>,
@@ -108,7 +112,7 @@ impl BackendJob for Playing<'_> {
     type Output = Result<(), FederationError>;
 
     fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
-        let Self { options, joined, run, hash, clients } = self;
+        let Self { options, joined, node, run, hash, clients } = self;
         let family = run.experiment().zoo();
         let initial = ModelFamily::<B>::init(family, run.seeds().purpose(Purpose::Initialisation), &device);
         let schema = flatten(&initial)?.schema().clone();
@@ -116,6 +120,7 @@ impl BackendJob for Playing<'_> {
         // A folder a run, because another run's states are of another model or course.
         let states = ClientStates::open(options.state.join("runs").join(hash))?;
         let transport: QuicClient<B> = joined.start(&clients, schema, device)?;
+        let transport = TaskSpans::new(transport, node, options.tracer.clone());
         let told = Told { transport, progress: options.progress, last: AtomicU64::new(0) };
         let transport = Guarded::new(told, &options.policy);
         Ok(run_clients(&transport, &population, &states, options.workers)?)

@@ -19,6 +19,7 @@ use crate::config::{FederationConfig, TransportConfig};
 use crate::operation::Monitor;
 use crate::progress::Progress;
 use crate::results::write_private;
+use crate::trace::{RunTrace, Tracer};
 
 /// How a run is served to clients on other machines. What is `None` is as the experiment's `[transport]` table says.
 #[derive(Clone)]
@@ -39,6 +40,8 @@ pub struct Serving {
     pub join_file: Option<PathBuf>,
     /// Who watches the run.
     pub monitor: Monitor,
+    /// Where traces of the rounds go; they are not traced where `None`.
+    pub tracer: Option<Tracer>,
 }
 
 /// What a run that calls for clients gives the network.
@@ -47,6 +50,8 @@ pub(crate) struct Call<'a, B: Backend> {
     pub backend: BackendName,
     /// The run's folder.
     pub dir: &'a Path,
+    /// Identifies the run, as in its `run.json`.
+    pub hash: &'a str,
     pub schema: &'a Arc<ParamSchema>,
     pub device: &'a B::Device,
     /// The round after which the run goes on.
@@ -91,7 +96,11 @@ impl Serving {
         let identity = ServerIdentity::open(&self.state)?;
         let plan = plan_of(run, &self.name, call.backend);
         let (schema, device) = (call.schema.clone(), call.device.clone());
-        let server = QuicServer::start(network, identity, plan, schema, device, files)?;
+        let mut server = QuicServer::start(network, identity, plan, schema, device, files)?;
+        if self.tracer.is_some() {
+            let trace = RunTrace::new(call.hash);
+            server.trace(move |round, client| trace.task(round, client));
+        }
 
         let (address, join) = (server.address(), server.join_string());
         if let Some(path) = &self.join_file {

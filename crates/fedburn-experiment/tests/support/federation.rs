@@ -18,6 +18,8 @@ pub struct Federation<'a> {
     pub settings: &'a str,
     /// 0 until the server has one.
     pub port: u16,
+    /// Where processes send traces that are started from now on.
+    pub collector: Option<String>,
 }
 
 /// A process that ends with its owner.
@@ -67,7 +69,7 @@ impl Running {
 
 impl<'a> Federation<'a> {
     pub fn new(place: &'a Workplace, out: &'a str, settings: &'a str) -> Self {
-        Self { place, out, settings, port: 0 }
+        Self { place, out, settings, port: 0, collector: None }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -81,7 +83,7 @@ impl<'a> Federation<'a> {
     /// Starts the server and waits until it listens; started again, it listens where it did.
     pub fn serve(&mut self) -> Running {
         let (out, port, settings) = (self.out, self.port, self.settings);
-        let mut command = self.place.command(&format!("serve suite --listen 127.0.0.1:{port} --out {out} {settings}"));
+        let mut command = self.command(&format!("serve suite --listen 127.0.0.1:{port} --out {out} {settings}"));
         command.arg("--state").arg(self.path("server")).arg("--join-file").arg(self.path("join"));
         fs::remove_file(self.path("join")).ok();
         let mut server = Running::start(command, self.path("server.log"));
@@ -93,12 +95,18 @@ impl<'a> Federation<'a> {
         server
     }
 
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = self.place.command(arguments);
+        command.envs(self.collector.iter().map(|address| ("OTEL_EXPORTER_OTLP_ENDPOINT", address)));
+        command
+    }
+
     pub fn join_string(&self) -> String {
         fs::read_to_string(self.path("join")).unwrap()
     }
 
     pub fn join_command(&self, node: &str, clients: &str) -> Command {
-        let mut command = self.place.command(&format!("join --clients {clients} --workers 1 --longest-wait 1"));
+        let mut command = self.command(&format!("join --clients {clients} --workers 1 --longest-wait 1"));
         command.arg(format!("@{}", self.path("join").display())).arg("--state").arg(self.path(node));
         command
     }
