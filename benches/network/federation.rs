@@ -17,7 +17,7 @@ use fedburn::core::{
 };
 use fedburn::prelude::*;
 use fedburn::runtime::SamplerConfig;
-use fedburn_benches::peak_mib;
+use fedburn_benches::{Stopwatch, Took, peak_mib};
 use fedburn_transport::quic::{
     ClientConfig, JoinString, NodeIdentity, NodeThread, Plan, QuicClient, QuicConfig, QuicServer, RunFiles,
     ServerIdentity,
@@ -92,7 +92,7 @@ impl Bench {
 
     /// One round without a mean: every client is asked and answers. Gives the time of it, or of the answers alone where
     /// they are held back.
-    pub fn exchange(&mut self, round: u64) -> Result<Duration, Box<dyn Error>> {
+    pub fn exchange(&mut self, round: u64) -> Result<Took, Box<dyn Error>> {
         let global = ParamVector::<Flex>::zeros(self.schema.clone(), &FlexDevice);
         let ask = |k: u64| {
             let task = TrainTask {
@@ -106,13 +106,15 @@ impl Bench {
             (ClientId(k), Request::Train(task))
         };
         let requests = (0..self.clients as u64).map(ask).collect();
-        let (began, mut answered) = (Instant::now(), 0);
+        let processes: Vec<u32> = self.nodes.iter().map(|node| node.process.id()).collect();
+        let (began, mut answered) = (Stopwatch::start(processes.clone())?, 0);
         let (server, nodes) = (&mut self.server, if self.hold { &mut self.nodes[..] } else { &mut [] });
         let answering = thread::scope(|scope| {
-            let released = scope.spawn(move || -> Result<Instant, String> {
+            let released = scope.spawn(move || -> Result<Stopwatch, String> {
                 let failed = |e: Box<dyn Error>| e.to_string();
                 nodes.iter_mut().try_for_each(|node| node.hear("asked").map(drop)).map_err(failed)?;
-                let released = if nodes.is_empty() { began } else { Instant::now() };
+                let again = || Stopwatch::start(processes).map_err(|e| e.to_string());
+                let released = if nodes.is_empty() { began } else { again()? };
                 nodes.iter_mut().try_for_each(|node| node.tell("answer")).map_err(failed)?;
                 Ok(released)
             });
@@ -122,7 +124,7 @@ impl Bench {
             }
             Ok::<_, Box<dyn Error>>(released.join().map_err(|_| "the bench's own thread failed")??)
         })?;
-        let took = answering.elapsed();
+        let took = answering.stop()?;
         assert_eq!(answered, self.clients);
         let everybody: Vec<ClientId> = (0..self.clients as u64).map(ClientId).collect();
         self.server.close_round(RoundIndex(round), &everybody)?;
@@ -142,6 +144,11 @@ impl Bench {
         drop(server);
         self.nodes.into_iter().try_for_each(Nodes::kill)?;
         Ok(summary.totals.seconds / rounds as f64)
+    }
+
+    /// Where server and nodes keep what they keep.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Whatever nodes had to say of connections that broke.
@@ -258,6 +265,11 @@ impl NodesOf {
 fn echo(client: &QuicClient<Flex>, together: Option<&Barrier>) {
     while let Ok(Some(asked)) = client.next() {
         let Request::Train(task) = asked.request else { return };
+        let mut params = task.global;
+        if together.is_some() {
+            // An update of its own, as training makes one.
+            params = params.with_values(params.values().clone() + 1.0).expect("as many values");
+        }
         if let Some(together) = together {
             if together.wait().is_leader() {
                 println!("asked");
@@ -266,7 +278,7 @@ fn echo(client: &QuicClient<Flex>, together: Option<&Barrier>) {
             together.wait();
         }
         let update = LocalUpdate {
-            params: task.global,
+            params,
             num_examples: 1,
             side: SideInfo::default(),
             report: ClientReport::default(),

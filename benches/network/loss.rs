@@ -35,7 +35,7 @@ impl Loss {
         let mut bench = Bench::start(setup)?;
         bench.connect()?;
         let before = path.bytes()?;
-        let took = bench.exchange(1)?.as_secs_f64();
+        let took = bench.exchange(1)?.wall.as_secs_f64();
         let wire = path.bytes()? - before;
         let payload = 2.0 * self.clients as f64 * model_mib(values);
         let (Self { clients, mib, .. }, wire) = (self, wire as f64 / f64::from(1 << 20));

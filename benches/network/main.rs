@@ -8,11 +8,14 @@
 //! cargo run --release -p fedburn-benches --bin network -- empty   # 10 clients, a model of 1 KiB
 //! cargo run --release -p fedburn-benches --bin network -- large   # 2 clients, a model of 100 MB
 //! cargo run --release -p fedburn-benches --bin network -- many    # 1,000 clients, 1 MiB each, at once
+//! cargo run --release -p fedburn-benches --bin network -- goodput # one client's upload, beside bare QUIC and gRPC
 //! cargo run --release -p fedburn-benches --bin network -- loss    # 20 clients, 64 MiB each, 5% of packets lost
 //! ```
 
 mod federation;
+mod goodput;
 mod loss;
+mod rivals;
 
 use std::error::Error;
 
@@ -48,11 +51,16 @@ enum What {
         #[arg(long, default_value_t = 8)]
         processes: usize,
     },
+    /// One client uploads a large update; bare QUIC and gRPC carry the same bytes in turns with it.
+    Goodput(goodput::Goodput),
     /// 20 clients are sent 64 MiB each and send it back over a path that loses packets, in a namespace of its own.
     Loss(loss::Loss),
     /// A process of nodes; started by the others.
     #[command(hide = true)]
     Nodes(NodesOf),
+    /// A process that sends without a federation; started by `goodput`.
+    #[command(hide = true)]
+    Send(rivals::Sender),
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -60,8 +68,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         What::Empty { rounds } => empty(rounds),
         What::Large { rounds, clients } => large(rounds, clients),
         What::Many { clients, processes } => many(clients, processes),
+        What::Goodput(goodput) => goodput.run(),
         What::Loss(loss) => loss.run(),
         What::Nodes(nodes) => nodes.work(),
+        What::Send(sender) => sender.work(),
     }
 }
 
@@ -70,7 +80,7 @@ fn empty(rounds: usize) -> Result<(), Box<dyn Error>> {
     bench.connect()?;
     let mut times = Vec::new();
     for round in 0..rounds as u64 {
-        times.push(bench.exchange(round + 1)?);
+        times.push(bench.exchange(round + 1)?.wall);
     }
     times.sort();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
@@ -87,7 +97,7 @@ fn large(rounds: usize, clients: usize) -> Result<(), Box<dyn Error>> {
     bench.connect()?;
     let mut times = Vec::new();
     for round in 0..rounds as u64 {
-        times.push(bench.exchange(round + 1)?.as_secs_f64());
+        times.push(bench.exchange(round + 1)?.wall.as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
     println!("round, {clients} clients, 100 MB, transport alone: median {:.3} s, {rounds} rounds", times[rounds / 2]);
@@ -107,7 +117,7 @@ fn many(clients: usize, processes: usize) -> Result<(), Box<dyn Error>> {
     let connected = bench.connect()?;
     println!("{clients} clients connected within {:.2} s", connected.as_secs_f64());
     for round in 1..=5 {
-        let took = bench.exchange(round)?.as_secs_f64();
+        let took = bench.exchange(round)?.wall.as_secs_f64();
         let rate = clients as f64 * model_mib(values) / took;
         println!("{clients} clients upload 1 MiB at once: {took:.2} s, {rate:.0} MiB/s, nobody lost");
     }

@@ -75,6 +75,11 @@ impl<B: Backend> ParamVector<B> {
         Arc::ptr_eq(&self.origin, &other.origin)
     }
 
+    /// Whether there is a clone of it, so that its values may have to be copied where somebody wants them for himself.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.origin) > 1
+    }
+
     /// The bytes that this very vector was read from; `None` for one that was made in another way.
     pub fn encoded(&self) -> Option<&Encoded> {
         (*self.origin).as_ref()

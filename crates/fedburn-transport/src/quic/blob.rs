@@ -97,14 +97,15 @@ impl Assembly {
         }
     }
 
-    /// Verifies the payload and puts it in its place. One that is there already changes nothing.
-    pub(crate) fn accept(&self, header: &ChunkHeader, payload: &[u8]) -> Result<(), BlobError> {
-        header.verify(payload)?;
-        self.put(header, payload)
+    /// Verifies the payload, in parts one after another, and puts it in its place. One that is there already changes
+    /// nothing.
+    pub(crate) fn accept<P: AsRef<[u8]>>(&self, header: &ChunkHeader, parts: &[P]) -> Result<(), BlobError> {
+        header.verify_parts(parts)?;
+        self.put(header, parts)
     }
 
     /// Puts a payload that is the header's in its place.
-    fn put(&self, header: &ChunkHeader, payload: &[u8]) -> Result<(), BlobError> {
+    fn put<P: AsRef<[u8]>>(&self, header: &ChunkHeader, payload: &[P]) -> Result<(), BlobError> {
         let mut parts = self.lock();
         let Parts { content, have, hashes } = &mut *parts;
         if have.contains(header.index) {
@@ -113,12 +114,15 @@ impl Assembly {
         match content {
             Content::Vectors(form, vectors) => {
                 let mut slices: Vec<&mut [f32]> = vectors.iter_mut().map(Vec::as_mut_slice).collect();
-                form.decode_chunk(header.index, payload, &mut slices)?;
+                form.decode_parts(header.index, payload, &mut slices)?;
             }
             Content::Bytes(bytes) => {
-                let range = self.layout.range(header.index).unwrap_or_default();
-                // Same lengths: the header was checked against the layout, and the payload against the header.
-                bytes[range.start as usize..range.end as usize].copy_from_slice(payload);
+                let mut at = self.layout.range(header.index).unwrap_or_default().start as usize;
+                // Within the range: the header was checked against the layout, and the payload against the header.
+                for part in payload.iter().map(AsRef::as_ref) {
+                    bytes[at..at + part.len()].copy_from_slice(part);
+                    at += part.len();
+                }
             }
         }
         have.insert(header.index);
@@ -184,7 +188,7 @@ pub(crate) fn decode_inline(payload: &[u8], form: Form, chunk_len: u32) -> Resul
     let layout = &assembly.layout;
     for index in 0..layout.num_chunks() {
         let chunk = layout.slice(index, payload)?;
-        assembly.put(&ChunkHeader::of(TransferId::default(), layout, index, chunk)?, chunk)?;
+        assembly.put(&ChunkHeader::of(TransferId::default(), layout, index, chunk)?, &[chunk])?;
     }
     let root = assembly.root();
     Ok((assembly.take(), root))

@@ -8,6 +8,8 @@
 //! Models go out and updates come in as chunks that are verified one by one; what was cut off goes on where it was.
 //! Everything that the other side decides is bounded: sizes, numbers, rates, times.
 
+#[doc(hidden)]
+pub mod bare;
 mod blob;
 mod client;
 mod config;

@@ -121,14 +121,16 @@ pub(crate) async fn read_payload(
 ) -> Result<Vec<Bytes>, StreamError> {
     let wrong = |found| ChunkError::Payload { index: header.index, expected: header.len, found };
     let (mut parts, mut found) = (Vec::new(), 0);
+    let mut next = [const { Bytes::new() }; READ_PARTS];
     while found < header.len as usize {
-        let Some(part) = stream.read_chunk(MAX_READ, true).await? else { return Err(wrong(found).into()) };
-        found += part.bytes.len();
+        let Some(count) = stream.read_chunks(&mut next).await? else { return Err(wrong(found).into()) };
+        let len: usize = next[..count].iter().map(Bytes::len).sum();
+        found += len;
         if found > header.len as usize {
             return Err(wrong(found).into());
         }
-        came(part.bytes.len());
-        parts.push(part.bytes);
+        came(len);
+        parts.extend(next[..count].iter_mut().map(std::mem::take));
     }
     Ok(parts)
 }
@@ -152,6 +154,8 @@ pub(crate) fn close(connection: &Connection, code: CloseCode, reason: &str) {
 
 /// Requests and answers have a stream to themselves, so that one number serves all.
 pub(crate) const REQUEST: u32 = 0;
+/// Packets taken off a chunk's stream at once.
+const READ_PARTS: usize = 64;
 /// Bytes taken off a stream at once.
 const MAX_READ: usize = 256 << 10;
 /// Bytes of a close frame's reason, which must fit one packet.

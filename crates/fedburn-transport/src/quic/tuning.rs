@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::{BbrConfig, CubicConfig};
-use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{Connection, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::QuicError;
@@ -18,9 +18,9 @@ pub(crate) const CHUNKS_IN_FLIGHT: u32 = 4;
 /// Requests that a connection may have open at once, the watch stream included.
 pub(crate) const REQUESTS_IN_FLIGHT: u32 = 16;
 /// What a server takes unread from a node that is not uploading.
-pub(crate) const IDLE_RECEIVE_WINDOW: u32 = 256 << 10;
+const IDLE_RECEIVE_WINDOW: u32 = 256 << 10;
 /// What either side takes unread from one that is sending chunks.
-pub(crate) const TRANSFER_RECEIVE_WINDOW: u32 = 16 << 20;
+const TRANSFER_RECEIVE_WINDOW: u32 = 16 << 20;
 /// One chunk. QUIC's library closes a connection with more than 1,024 holes in what came, which a window of this size
 /// cannot have.
 const STREAM_RECEIVE_WINDOW: u32 = 4 << 20;
@@ -57,6 +57,14 @@ pub(crate) fn client_transport(config: &ClientConfig) -> Arc<TransportConfig> {
     // Only nodes: a server would wake all of them.
     transport.keep_alive_interval(Some(Duration::from_secs(config.keep_alive_secs)));
     Arc::new(transport)
+}
+
+/// Lets the other side send chunks.
+pub(crate) fn take_chunks(connection: &Connection) {
+    connection.set_max_concurrent_uni_streams(VarInt::from_u32(CHUNKS_IN_FLIGHT));
+    // Never taken back: the library counts a window that shrinks and grows as more and more credit. What counts is the
+    // number of streams, which does shrink; requests are read as they come and are small.
+    connection.set_receive_window(VarInt::from_u32(TRANSFER_RECEIVE_WINDOW));
 }
 
 fn common(congestion: Congestion, mtu_upper_bound: u16, idle_timeout_secs: u64) -> TransportConfig {

@@ -231,9 +231,7 @@ impl Manifest {
 
     /// The header of chunk `index`, without hashing again; `None` where there is no such chunk.
     pub fn header(&self, transfer: TransferId, index: u32) -> Option<ChunkHeader> {
-        let (hash, len) = (*self.hashes.get(index as usize)?, self.layout.chunk_len(index)?);
-        let codec = self.layout.codec;
-        Some(ChunkHeader { transfer, index, codec, len, elements: len / codec.element_len(), hash })
+        ChunkHeader::with_hash(transfer, &self.layout, index, *self.hashes.get(index as usize)?)
     }
 
     /// Checks that a chunk whose header came is the blob's, before its payload is read.

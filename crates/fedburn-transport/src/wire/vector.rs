@@ -56,25 +56,47 @@ impl VectorPayload {
     /// [`BlobError::Vectors`] where `vectors` are not the payload's, [`BlobError::Chunk`] where `chunk` is not exactly
     /// as long as that chunk is. Nothing is written then.
     pub fn decode_chunk(&self, index: u32, chunk: &[u8], vectors: &mut [&mut [f32]]) -> Result<(), BlobError> {
+        self.decode_parts(index, &[chunk], vectors)
+    }
+
+    /// As [`VectorPayload::decode_chunk`], of a chunk in parts one after another, cut anywhere.
+    ///
+    /// # Errors
+    /// As [`VectorPayload::decode_chunk`].
+    pub fn decode_parts<P: AsRef<[u8]>>(
+        &self,
+        index: u32,
+        parts: &[P],
+        vectors: &mut [&mut [f32]],
+    ) -> Result<(), BlobError> {
         self.ensure(vectors.iter().map(|vector| vector.len()))?;
-        let range = self.layout.range(index).filter(|range| range.end - range.start == chunk.len() as u64);
+        let len: usize = parts.iter().map(|part| part.as_ref().len()).sum();
+        let range = self.layout.range(index).filter(|range| range.end - range.start == len as u64);
         let range = range.ok_or_else(|| ChunkError::Misfit {
             index,
-            len: u32::try_from(chunk.len()).unwrap_or(u32::MAX),
+            len: u32::try_from(len).unwrap_or(u32::MAX),
             codec: Codec::F32,
             blob_len: self.layout.len(),
             blob_codec: Codec::F32,
         })?;
-        let (mut values, _) = chunk.as_chunks::<VALUE_LEN>();
-        // Fits: the vectors are in memory, so the place of each of their values is a `usize`.
-        let first = (range.start / VALUE_LEN as u64) as usize;
-        let (mut vector, mut at) = (first / self.num_values, first % self.num_values);
-        while !values.is_empty() {
-            let (here, rest) = values.split_at(values.len().min(self.num_values - at));
-            for (place, value) in vectors[vector][at..].iter_mut().zip(here) {
-                *place = f32::from_le_bytes(*value);
+        // Fits: the vectors are in memory, so the place of each of their bytes is a `usize`.
+        let (first, vector_len) = (range.start as usize, VALUE_LEN * self.num_values);
+        let mut at = first;
+        for part in parts {
+            let mut rest = part.as_ref();
+            while !rest.is_empty() {
+                let place: &mut [u8] = bytemuck::cast_slice_mut(vectors[at / vector_len]);
+                let place = &mut place[at % vector_len..];
+                let (here, later) = rest.split_at(rest.len().min(place.len()));
+                place[..here.len()].copy_from_slice(here);
+                (rest, at) = (later, at + here.len());
             }
-            (values, vector, at) = (rest, vector + 1, 0);
+        }
+        if cfg!(target_endian = "big") {
+            for value in first / VALUE_LEN..at / VALUE_LEN {
+                let place = &mut vectors[value / self.num_values][value % self.num_values];
+                *place = f32::from_bits(place.to_bits().swap_bytes());
+            }
         }
         Ok(())
     }
@@ -137,7 +159,7 @@ mod tests {
         #[test]
         fn what_is_encoded_is_decoded_to_the_bit_in_any_order_of_chunks(
             (values, count) in (0usize..40, 1usize..4),
-            chunk_values in 1u32..50,
+            (chunk_values, part) in (1u32..50, 1usize..20),
             patterns in prop::collection::vec(any::<u32>(), 160),
             backwards: bool,
         ) {
@@ -150,7 +172,7 @@ mod tests {
             let expected: Vec<u8> = patterns[..values * count].iter().flat_map(|bits| bits.to_le_bytes()).collect();
             prop_assert_eq!(&bytes[..], &expected[..]);
             prop_assert_eq!(bytes.len() as u64, payload.layout().len());
-            let mut decoded = vec![vec![0.0; values]; count];
+            let (mut decoded, mut joined) = (vec![vec![0.0; values]; count], vec![vec![0.0; values]; count]);
             let mut order: Vec<u32> = (0..payload.layout().num_chunks()).collect();
             if backwards {
                 order.reverse();
@@ -158,7 +180,10 @@ mod tests {
             for index in order {
                 let chunk = payload.layout().slice(index, &bytes).unwrap();
                 payload.decode_chunk(index, chunk, &mut slices(&mut decoded)).unwrap();
+                let parts: Vec<&[u8]> = chunk.chunks(part).collect();
+                payload.decode_parts(index, &parts, &mut slices(&mut joined)).unwrap();
             }
+            prop_assert_eq!(bits(&joined), bits(&vectors), "cut anywhere");
             prop_assert_eq!(bits(&decoded), bits(&vectors));
         }
 

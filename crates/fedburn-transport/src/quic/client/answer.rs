@@ -13,8 +13,8 @@ use super::failure::Failure;
 use super::state::{Live, Shared};
 use crate::wire::limits::MAX_INLINE;
 use crate::wire::{
-    Bitmap, CommitState, Decline, Extensions, Frame, Measured, Message, NamedMean, NamedValue, Payload, Report, TaskId,
-    UploadBegin, UploadCommit, metrics_to_wire,
+    Bitmap, CommitState, Decline, Extensions, Frame, Hash, Measured, Message, NamedMean, NamedValue, Payload, Report,
+    TaskId, UploadBegin, UploadCommit, metrics_to_wire,
 };
 
 /// An answer, ready to be sent as often as it takes.
@@ -51,7 +51,10 @@ impl Prepared {
     /// to give up the connection.
     pub(super) fn sendable(mut self) -> Self {
         let encoded = match &self.content {
-            Content::Update(update) => Frame::encode(REQUEST, &commit(self.task, update, Payload::Chunks)),
+            // The root, which takes as long whatever it is, is not known before the chunks were sent.
+            Content::Update(update) => {
+                Frame::encode(REQUEST, &commit(self.task, Hash::default(), update, Payload::Chunks))
+            }
             Content::Measured(metrics) => Frame::encode(REQUEST, &measured(self.task, metrics)),
             Content::Declined(_) => return self,
         };
@@ -65,7 +68,7 @@ impl Prepared {
     /// Bytes of memory, roughly.
     pub(super) fn len(&self) -> u64 {
         let payload = match &self.content {
-            Content::Update(update) => update.blob.name().len,
+            Content::Update(update) => update.blob.layout.len(),
             _ => 0,
         };
         payload + 1024
@@ -124,7 +127,7 @@ async fn upload(shared: &Shared, live: &Live, task: TaskId, update: &Update) -> 
         }
     };
     send_missing(shared, live, task, &update.blob, &have).await?;
-    patient(live, &commit(task, update, Payload::Chunks)).await
+    patient(live, &commit(task, update.blob.name().root, update, Payload::Chunks)).await
 }
 
 /// Asks what the server answers when others have had their turn: it ends with the task or the connection.
@@ -143,7 +146,7 @@ async fn send_missing(
     blob: &Arc<Blob>,
     have: &Bitmap,
 ) -> Result<(), Failure> {
-    if have.len() != blob.manifest.layout().num_chunks() {
+    if have.len() != blob.layout.num_chunks() {
         let reason = "the server's bitmap is of another update".to_owned();
         return Err(QuicError::Protocol { reason }.into());
     }
@@ -152,10 +155,10 @@ async fn send_missing(
     sent.map_err(|error| on(&live.connection, error.into()))
 }
 
-fn commit(task: TaskId, update: &Update, payload: Payload) -> UploadCommit {
+fn commit(task: TaskId, root: Hash, update: &Update, payload: Payload) -> UploadCommit {
     UploadCommit {
         task,
-        root: update.blob.name().root,
+        root,
         payload,
         num_examples: update.num_examples,
         side_scalars: update.scalars.clone(),
@@ -172,7 +175,8 @@ fn measured(task: TaskId, metrics: &Metrics) -> Measured {
 /// The whole update as one message, where it is small enough.
 fn inline(live: &Live, task: TaskId, update: &Update) -> Option<UploadCommit> {
     let data = update.blob.inline(live.limits.inline_len.min(MAX_INLINE as u32))?;
-    let whole = commit(task, update, Payload::Inline { vectors: update.names.clone(), data: data.clone() });
+    let payload = Payload::Inline { vectors: update.names.clone(), data: data.clone() };
+    let whole = commit(task, update.blob.name().root, update, payload);
     Frame::encode(REQUEST, &whole).is_ok().then_some(whole)
 }
 

@@ -62,7 +62,7 @@ impl Dialer {
     }
 
     /// The server's name and port.
-    pub(super) fn server(&self) -> String {
+    pub(in super::super) fn server(&self) -> String {
         format!("{}:{}", self.join.host(), self.join.port())
     }
 
@@ -169,7 +169,7 @@ impl Dialer {
     }
 
     /// A connection to the server of the join string, and to no other.
-    async fn dial(&self, authenticated: bool) -> Result<Connection, Failure> {
+    pub(in super::super) async fn dial(&self, authenticated: bool) -> Result<Connection, Failure> {
         let credentials = if authenticated { self.identity.credentials(&self.join.pin()) } else { None };
         let crypto = tls::client(self.join.pin(), credentials, self.surroundings.provider.clone())?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));

@@ -140,7 +140,7 @@ async fn begin(dialer: &Dialer, connection: &Connection, blob: &BlobRef) -> Resu
         for index in 0..layout.num_chunks() {
             let header = answer.manifest.header(TransferId::default(), index);
             if let (Some(header), Ok(payload)) = (header, layout.slice(index, &bytes)) {
-                assembly.accept(&header, payload)?;
+                assembly.accept(&header, &[payload])?;
             }
         }
     }

@@ -19,7 +19,7 @@ pub(super) fn manifest(shared: &Shared, asked: &GetManifest) -> Message {
             let most = shared.limits.inline_len;
             let inline = blob.inline(most).cloned().unwrap_or_default();
             add(&shared.counters.payload_down, inline.len());
-            BlobManifest::new(blob.manifest.clone(), &inline, most as usize).into()
+            BlobManifest::new(blob.manifest(), &inline, most as usize).into()
         }
         None => refuse(Refusal::UnknownBlob, format!("no blob {} is offered", asked.root)),
     }
@@ -29,7 +29,7 @@ pub(super) fn manifest(shared: &Shared, asked: &GetManifest) -> Message {
 pub(super) async fn chunks(shared: &Arc<Shared>, link: &Arc<Link>, asked: GetChunks) -> Message {
     let unknown = || refuse(Refusal::UnknownBlob, format!("no blob {} is offered", asked.root));
     let Some(blob) = shared.blob(asked.root) else { return unknown() };
-    if let Err(e) = asked.ranges.within(blob.manifest.layout().num_chunks()) {
+    if let Err(e) = asked.ranges.within(blob.layout.num_chunks()) {
         return refuse(Refusal::Invalid, e.to_string());
     }
     drop(blob);

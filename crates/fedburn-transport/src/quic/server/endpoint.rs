@@ -13,9 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::super::restart;
 use super::super::runtime::EndpointThread;
+use super::super::surroundings::Surroundings;
 use super::super::tls::{self, CurrentLeaf};
 use super::super::tuning;
-use super::super::{NodeId, QuicError, Traffic};
+use super::super::{NodeId, QuicConfig, QuicError, ServerIdentity, Traffic};
 use super::connection;
 use super::counters::add;
 use super::link::lock;
@@ -215,18 +216,7 @@ impl Drop for Place {
 /// Opens the door, in the event loop that this is called in.
 pub(super) fn open(shared: Arc<Shared>) -> Result<Opened, QuicError> {
     let (config, provider) = (&shared.config, shared.surroundings.provider.clone());
-    let leaf = Arc::new(CurrentLeaf::new(shared.identity.certified_key(&provider)?));
-    let crypto = tls::server(&shared.identity, leaf.clone(), provider.clone())?;
-    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
-    server
-        .transport_config(tuning::server_transport(config))
-        .migration(true)
-        .max_incoming(MAX_INCOMING)
-        .incoming_buffer_size(INCOMING_BUFFER)
-        .incoming_buffer_size_total(INCOMING_BUFFERS);
-    let mut endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
-    restart::resets(&mut endpoint_config, shared.identity.secret_key(), provider.secure_random);
-    let endpoint = shared.surroundings.endpoint(config.listen, endpoint_config, Some(server))?;
+    let (endpoint, leaf) = listen(config, &shared.identity, &shared.surroundings)?;
     let address = endpoint.local_addr().map_err(|source| QuicError::Socket { address: config.listen, source })?;
     let door = Arc::new(Door {
         handshakes: Semaphore::new(config.handshakes),
@@ -246,6 +236,27 @@ pub(super) fn open(shared: Arc<Shared>) -> Result<Opened, QuicError> {
         }
     });
     Ok(Opened { endpoint, address, door })
+}
+
+/// A server's endpoint, in the event loop that this is called in, and the certificate that it shows.
+pub(in super::super) fn listen(
+    config: &QuicConfig,
+    identity: &ServerIdentity,
+    surroundings: &Surroundings,
+) -> Result<(Endpoint, Arc<CurrentLeaf>), QuicError> {
+    let provider = &surroundings.provider;
+    let leaf = Arc::new(CurrentLeaf::new(identity.certified_key(provider)?));
+    let crypto = tls::server(identity, leaf.clone(), provider.clone())?;
+    let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+    server
+        .transport_config(tuning::server_transport(config))
+        .migration(true)
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFERS);
+    let mut endpoint_config = tuning::endpoint_config(config.mtu_upper_bound)?;
+    restart::resets(&mut endpoint_config, identity.secret_key(), provider.secure_random);
+    Ok((surroundings.endpoint(config.listen, endpoint_config, Some(server))?, leaf))
 }
 
 async fn accept(endpoint: Endpoint, door: Arc<Door>) {

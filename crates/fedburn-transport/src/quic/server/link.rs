@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::super::NodeId;
-use super::super::tuning::{CHUNKS_IN_FLIGHT, TRANSFER_RECEIVE_WINDOW};
+use super::super::tuning;
 use super::counters::Counters;
 use super::state::Shared;
 use super::uploads::Upload;
@@ -117,10 +117,7 @@ impl Link {
     /// Gives an upload the right to send chunks.
     pub(super) fn hold(&self, upload: Arc<Upload>) {
         lock(&self.held).insert(upload.task, upload);
-        self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(CHUNKS_IN_FLIGHT));
-        // Never taken back: the library counts a window that shrinks and grows as more and more credit. What counts is
-        // the number of streams, which does shrink; requests are read as they come and are small.
-        self.connection.set_receive_window(VarInt::from_u32(TRANSFER_RECEIVE_WINDOW));
+        tuning::take_chunks(&self.connection);
     }
 
     pub(super) fn held(&self, task: TaskId) -> Option<Arc<Upload>> {

@@ -34,6 +34,7 @@ use crate::wire::{ServerLimits, TraceParent};
 #[cfg(test)]
 pub(super) use endpoint::Opened;
 use endpoint::ServerEndpoint;
+pub(super) use endpoint::listen;
 pub(super) use rounds::{Rounds, Setup};
 pub use run_files::RunFiles;
 

@@ -75,10 +75,10 @@ fn a_download_that_was_cut_fetches_only_what_is_missing() {
         let offer = node.offer();
         assert_eq!(offer.model, whole.name());
         // Three chunks came before the connection broke.
-        let assembly = Arc::new(Assembly::of_manifest(whole.manifest.clone()).unwrap());
+        let assembly = Arc::new(Assembly::of_manifest(whole.manifest().clone()).unwrap());
         for index in [1, 2, 4] {
             let (header, payload) = whole.chunk(TransferId::default(), index).unwrap();
-            assembly.accept(&header, &payload).unwrap();
+            assembly.accept(&header, &[payload]).unwrap();
         }
         let (before, mut partial) = (node.connection.stats().udp_rx.bytes, Some(assembly));
         let downloads = Arc::new(Downloads::default());
