@@ -91,7 +91,8 @@ impl Jobs {
     pub fn serve(&self, job: &Job) -> Result<Served, JobError> {
         let path = self.file(job, "lock");
         let failed = |source| JobError::Lock { path: path.clone(), source };
-        let lock = std::fs::create_dir_all(self.dir()).and_then(|()| fedburn::durable::lock_file(&path)).map_err(failed)?;
+        let lock =
+            std::fs::create_dir_all(self.dir()).and_then(|()| fedburn::durable::lock_file(&path)).map_err(failed)?;
         if !locked(&lock).map_err(failed)? {
             return Err(JobError::Taken { name: job.run.name.clone(), seed: job.run.seed });
         }
