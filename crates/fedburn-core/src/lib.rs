@@ -58,7 +58,7 @@ pub use generator::{Generator, GeneratorFamily, Pictures};
 pub use memory_store::MemoryStore;
 pub use metrics::{Mean, MetricName, Metrics};
 pub use mixing::MixingWeights;
-pub use model::{ClassId, Classifier, Mode, ModelFamily};
+pub use model::{ClassId, Classifier, Mode, ModelFamily, Split};
 pub use observer::{Event, Observer, StopReason};
 pub use params::{
     ParamEntry, ParamKind, ParamSchema, ParamVector, flat_gradients, flatten, load, load_frozen, load_to_train,

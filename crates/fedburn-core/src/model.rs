@@ -36,6 +36,23 @@ pub trait Classifier<B: Backend>: Module<B> {
     ///
     /// Sequences of tokens travel as inputs of shape `[batch, 1, 1, length]` that hold the token numbers.
     fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2>;
+
+    /// The model's two parts, for algorithms that look at features; `None` where it has no such parts.
+    fn split(&self) -> Option<&dyn Split<B>> {
+        None
+    }
+}
+
+/// A classifier that is features and a head.
+///
+/// # Laws
+/// `head(features(x, mode))` is `forward(x, mode)`, bit for bit.
+pub trait Split<B: Backend> {
+    /// What the head sees, `[batch, features]`, of `inputs` `[batch, channels, height, width]`.
+    fn features(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2>;
+
+    /// Class scores (logits) `[batch, classes]` of `features` `[batch, features]`.
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2>;
 }
 
 /// A recipe that builds the same architecture for inference on `B` and for training on `Autodiff<B>`.

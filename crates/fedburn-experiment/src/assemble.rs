@@ -11,7 +11,9 @@ use fedburn::models::{GeneratorConfig, ModelError, Zoo};
 use fedburn::ops::Kernels;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
 use fedburn::strategies::{FedDf, FedDfConfig, FedFtg, FedFtgConfig, Mixing, ServerModels, StrategyConfigError};
-use fedburn::train::{ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig};
+use fedburn::train::{
+    ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig, RuleConfig,
+};
 
 use crate::compatibility;
 use crate::config::{ConfigError, ExperimentConfig};
@@ -71,6 +73,11 @@ impl Experiment {
         let Divided { dataset, server: server_data } = library.data(path, &config)?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
+        if matches!(config.client.rule, RuleConfig::Moon(_)) && zoo.features().is_none() {
+            let reason =
+                "it is nothing but a head, and [client] rule `moon` compares features; expected another `kind`";
+            return Err(refuse("model", reason.to_owned()));
+        }
         Ok(Self { path: path.to_owned(), config, dataset, server_data, zoo, training, mixing, availability })
     }
 

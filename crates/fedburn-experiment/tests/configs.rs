@@ -82,6 +82,13 @@ fn a_strategy_that_learns_on_the_server_needs_examples_there() {
 }
 
 #[test]
+fn a_rule_that_compares_features_needs_a_model_with_features() {
+    refused_edit("\"sgd\"", "{ moon = {} }", &["[model]", "nothing but a head", "`moon`"]);
+    let twice = "{ kind = \"projected\", body = { kind = \"projected\", body = { kind = \"two_nn\" } } }";
+    refused_edit("{ kind = \"softmax\" }", twice, &["[model]", "body is", "without a projection"]);
+}
+
+#[test]
 fn unknown_kinds_list_the_known_ones() {
     refused_edit("\"dirichlet\"", "\"dirichelet\"", &["partition.kind", "`dirichelet`", "`dirichlet`", "`shards`"]);
     refused_edit("\"softmax\"", "\"resnet9\"", &["model.kind", "`resnet9`", "`two_nn`", "`resnet18`"]);

@@ -61,6 +61,20 @@ sampler = { kind = "all" }
 server = { rounds = 20, eval_every = 1, checkpoint_every = 0 }
 "#;
 
+/// Clients keep their last models, the server learns from examples of its own.
+const TAUGHT: &str = r#"
+title = "Model contrast and distillation"
+seeds = [3]
+data = { kind = "digits" }
+server_data = { share = 0.1 }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 5 }
+model = { kind = "projected", body = { kind = "two_nn", hidden = 12 }, width = 8 }
+client = { rule = { moon = { mu = 1.0 } }, epochs = 1, batch_size = 16, lr = 0.1 }
+strategy = { kind = "feddf", steps = 4, batch_size = 32, base = { kind = "fedavgm" } }
+sampler = { kind = "uniform", per_round = 3 }
+server = { rounds = 60, checkpoint_every = 3 }
+"#;
+
 fn undisturbed(place: &Workplace, out: &str, settings: &str) -> Traces {
     place.succeed(&format!("experiment run suite --quiet --out {out} {settings}"));
     Traces::of(&place.seed(out, 3))
@@ -192,8 +206,16 @@ fn flex_twice_gives_the_same_bits_and_another_seed_others() {
 
 #[test]
 fn an_interrupt_ends_the_round_and_the_same_command_goes_on() {
-    let config = UNRELIABLE.replace("rounds = 60", "rounds = 120");
-    let place = Workplace::new(&config);
+    interrupted_twice(&UNRELIABLE.replace("rounds = 60", "rounds = 120"));
+}
+
+#[test]
+fn an_interrupt_leaves_what_clients_and_the_server_keep_as_it_was() {
+    interrupted_twice(TAUGHT);
+}
+
+fn interrupted_twice(config: &str) {
+    let place = Workplace::new(config);
     let expected = undisturbed(&place, "undisturbed", "");
     let dir = place.seed("interrupted", 3);
     for round in [2, 31] {

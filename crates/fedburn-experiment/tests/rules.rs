@@ -110,6 +110,24 @@ fn a_strategy_learns_from_examples_that_no_client_has() {
 }
 
 #[test]
+fn features_are_compared_with_those_of_the_clients_last_model() {
+    let projected = "{ kind = \"projected\", body = { kind = \"two_nn\", hidden = 64 }, width = 32 }";
+    let run = |rule: &str| {
+        let config = STEADY
+            .replace("{ kind = \"softmax\" }", projected)
+            .replace("rule = \"sgd\", epochs = 1", &format!("rule = {rule}, epochs = 3"))
+            .replace("rounds = 4", "rounds = 30");
+        let place = Workplace::new(&config);
+        place.succeed("experiment run suite --out out");
+        json(&place.seed("out", 0).join("summary.json"))
+    };
+    let [plain, none, moon] = ["\"sgd\"", "{ moon = { mu = 0.0 } }", "{ moon = { mu = 1.0 } }"].map(run);
+    assert_eq!(none["model_hash"], plain["model_hash"]);
+    assert_ne!(moon["model_hash"], plain["model_hash"]);
+    assert!(moon["final_accuracy"]["value"].as_f64().unwrap() > 0.7, "{moon}");
+}
+
+#[test]
 fn clients_keep_their_state_between_rounds() {
     let run = |rounds: usize| {
         let config = STEADY

@@ -4,12 +4,13 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::activation::{sigmoid, tanh};
 use burn::tensor::{Int, Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode};
+use fedburn_core::{Classifier, Mode, Split};
 use fedburn_ops::Kernels;
 
 use crate::error::{at_least, check_shape, refuse};
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError};
+use crate::projection::{Features, project};
+use crate::{InitScheme, ModelError, Projection};
 
 /// Embedding of 8 numbers, two LSTM layers of 256 units, and a linear layer from the last step's output to the symbols.
 ///
@@ -25,6 +26,8 @@ pub struct CharLstm<B: Backend> {
     pub embedding: Embedding<B>,
     /// The layers, from the embedding upwards.
     pub lstm: Vec<LstmCell<B>>,
+    /// Between features and head, where asked for.
+    pub projection: Option<Projection<B>>,
     /// `[256, symbols]`.
     pub head: Linear<B>,
 }
@@ -50,6 +53,7 @@ pub struct LstmCell<B: Backend> {
 pub struct CharLstmFamily {
     symbols: usize,
     hidden: usize,
+    pub(crate) features: Features,
 }
 
 /// Width of the embedding.
@@ -65,7 +69,7 @@ impl CharLstmFamily {
         check_shape("char_lstm", input, 1, classes)?;
         at_least("char_lstm", "hidden", hidden, 1)?;
         match input {
-            [1, 1, _] => Ok(Self { symbols: classes, hidden }),
+            [1, 1, _] => Ok(Self { symbols: classes, hidden, features: Features::new(hidden) }),
             _ => refuse("char_lstm", "input shape", format!("{input:?}"), "[1, 1, length], a sequence of symbols"),
         }
     }
@@ -75,15 +79,16 @@ impl CharLstmFamily {
         CharLstm {
             embedding: EmbeddingConfig::new(self.symbols, EMBEDDING).init(device),
             lstm: layers.into(),
-            head: LinearConfig::new(self.hidden, self.symbols).init(device),
+            projection: self.features.build(device),
+            head: LinearConfig::new(self.features.len(), self.symbols).init(device),
         }
     }
 }
 
 impl_family!(CharLstmFamily, CharLstm, InitScheme::PyTorch);
 
-impl<B: Kernels> Classifier<B> for CharLstm<B> {
-    fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+impl<B: Kernels> Split<B> for CharLstm<B> {
+    fn features(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
         let [batch, _, _, length] = inputs.dims();
         let symbols: Tensor<B, 2, Int> = inputs.reshape([batch, length]).int();
         // Steps stay apart: taking one out of a stacked sequence would cost its gradient a sequence of zeros.
@@ -93,9 +98,23 @@ impl<B: Kernels> Classifier<B> for CharLstm<B> {
         };
         let steps = (0..length).map(embed).collect();
         let mut outputs = self.lstm.iter().fold(steps, |steps, layer| layer.forward(steps));
-        let last =
-            outputs.pop().unwrap_or_else(|| Tensor::zeros([batch, self.head.weight.dims()[0]], &symbols.device()));
-        self.head.forward(last)
+        let hidden = self.lstm.last().map_or(0, |layer| layer.weight_hh.dims()[0]);
+        let last = outputs.pop().unwrap_or_else(|| Tensor::zeros([batch, hidden], &symbols.device()));
+        project(&self.projection, last)
+    }
+
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.head.forward(features)
+    }
+}
+
+impl<B: Kernels> Classifier<B> for CharLstm<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        self.head(self.features(inputs, mode))
+    }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        Some(self)
     }
 }
 

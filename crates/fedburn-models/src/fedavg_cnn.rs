@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode};
+use fedburn_core::{Classifier, Mode, Split};
 use fedburn_ops::Kernels;
 
 use crate::error::check_shape;
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, conv2d, linear, linear_relu, relu_max_pool2d};
+use crate::projection::{Features, project};
+use crate::{InitScheme, ModelError, Projection, conv2d, linear, linear_relu, relu_max_pool2d};
 
 /// Two 5x5 convolutions of 32 and 64 channels that keep the size, each followed by ReLU and 2x2 max pooling, then 512
 /// units with ReLU.
@@ -25,6 +26,8 @@ pub struct FedAvgCnn<B: Backend> {
     pub conv2: Conv2d<B>,
     /// `[features, 512]`.
     pub hidden: Linear<B>,
+    /// Between features and head, where asked for.
+    pub projection: Option<Projection<B>>,
     /// `[512, classes]`.
     pub head: Linear<B>,
 }
@@ -33,6 +36,7 @@ pub struct FedAvgCnn<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct FedAvgCnnFamily {
     input: [usize; 3],
+    pub(crate) features: Features,
     classes: usize,
 }
 
@@ -43,7 +47,7 @@ impl FedAvgCnnFamily {
     /// [`ModelError`] where a side is shorter, or a size is zero or absurd.
     pub fn new(input: [usize; 3], classes: usize) -> Result<Self, ModelError> {
         check_shape("fedavg_cnn", input, 4, classes)?;
-        Ok(Self { input, classes })
+        Ok(Self { input, features: Features::new(512), classes })
     }
 
     pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> FedAvgCnn<B> {
@@ -55,17 +59,32 @@ impl FedAvgCnnFamily {
             conv1: conv(channels, 32),
             conv2: conv(32, 64),
             hidden: LinearConfig::new(64 * (height / 4) * (width / 4), 512).init(device),
-            head: LinearConfig::new(512, self.classes).init(device),
+            projection: self.features.build(device),
+            head: LinearConfig::new(self.features.len(), self.classes).init(device),
         }
     }
 }
 
 impl_family!(FedAvgCnnFamily, FedAvgCnn, InitScheme::PyTorch);
 
-impl<B: Kernels> Classifier<B> for FedAvgCnn<B> {
-    fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+impl<B: Kernels> Split<B> for FedAvgCnn<B> {
+    fn features(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
         let x = relu_max_pool2d(conv2d(&self.conv1, inputs));
         let x = relu_max_pool2d(conv2d(&self.conv2, x));
-        linear(&self.head, linear_relu(&self.hidden, x.flatten::<2>(1, 3)))
+        project(&self.projection, linear_relu(&self.hidden, x.flatten::<2>(1, 3)))
+    }
+
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        linear(&self.head, features)
+    }
+}
+
+impl<B: Kernels> Classifier<B> for FedAvgCnn<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        self.head(self.features(inputs, mode))
+    }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        Some(self)
     }
 }

@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode};
+use fedburn_core::{Classifier, Mode, Split};
 use fedburn_ops::Kernels;
 
 use crate::error::check_shape;
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, conv2d, linear, linear_relu, relu_max_pool2d};
+use crate::projection::{Features, project};
+use crate::{InitScheme, ModelError, Projection, conv2d, linear, linear_relu, relu_max_pool2d};
 
 /// Two 5x5 convolutions of 6 and 16 channels, each followed by 2x2 pooling, then layers of 120, 84 and `classes` units.
 ///
@@ -30,6 +31,8 @@ pub struct LeNet5<B: Backend> {
     pub hidden1: Linear<B>,
     /// `[120, 84]`.
     pub hidden2: Linear<B>,
+    /// Between features and head, where asked for.
+    pub projection: Option<Projection<B>>,
     /// `[84, classes]`.
     pub head: Linear<B>,
 }
@@ -38,6 +41,7 @@ pub struct LeNet5<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct LeNet5Family {
     input: [usize; 3],
+    pub(crate) features: Features,
     classes: usize,
 }
 
@@ -49,7 +53,7 @@ impl LeNet5Family {
     /// [`ModelError`] where a side is shorter, or a size is zero or absurd.
     pub fn new(input: [usize; 3], classes: usize) -> Result<Self, ModelError> {
         check_shape("lenet5", input, 12, classes)?;
-        Ok(Self { input, classes })
+        Ok(Self { input, features: Features::new(84), classes })
     }
 
     pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> LeNet5<B> {
@@ -64,18 +68,33 @@ impl LeNet5Family {
             conv2: Conv2dConfig::new([6, 16], [5, 5]).init(device),
             hidden1: LinearConfig::new(16 * pooled(height) * pooled(width), 120).init(device),
             hidden2: LinearConfig::new(120, 84).init(device),
-            head: LinearConfig::new(84, self.classes).init(device),
+            projection: self.features.build(device),
+            head: LinearConfig::new(self.features.len(), self.classes).init(device),
         }
     }
 }
 
 impl_family!(LeNet5Family, LeNet5, InitScheme::PyTorch);
 
-impl<B: Kernels> Classifier<B> for LeNet5<B> {
-    fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+impl<B: Kernels> Split<B> for LeNet5<B> {
+    fn features(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
         let x = relu_max_pool2d(conv2d(&self.conv1, inputs));
         let x = relu_max_pool2d(conv2d(&self.conv2, x));
         let x = linear_relu(&self.hidden1, x.flatten::<2>(1, 3));
-        linear(&self.head, linear_relu(&self.hidden2, x))
+        project(&self.projection, linear_relu(&self.hidden2, x))
+    }
+
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        linear(&self.head, features)
+    }
+}
+
+impl<B: Kernels> Classifier<B> for LeNet5<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        self.head(self.features(inputs, mode))
+    }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        Some(self)
     }
 }

@@ -4,12 +4,13 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode};
+use fedburn_core::{Classifier, Mode, Split};
 use fedburn_ops::{Kernels, add_relu};
 
 use crate::error::{check_shape, refuse};
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, Norm, NormChoice, conv2d, linear};
+use crate::projection::{Features, project};
+use crate::{InitScheme, ModelError, Norm, NormChoice, Projection, conv2d, linear};
 
 /// A 3x3 convolution, stages of residual blocks of which each but the first halves the image, the mean over the image,
 /// and a linear layer.
@@ -30,6 +31,8 @@ pub struct ResNet<B: Backend> {
     pub norm: Norm<B>,
     /// All stages' blocks, one after another.
     pub blocks: Vec<ResidualBlock<B>>,
+    /// Between features and head, where asked for.
+    pub projection: Option<Projection<B>>,
     /// `[last width, classes]`.
     pub head: Linear<B>,
 }
@@ -66,6 +69,7 @@ pub struct ResNetFamily {
     norm: NormChoice,
     widths: &'static [usize],
     blocks_per_stage: usize,
+    pub(crate) features: Features,
 }
 
 impl ResNetFamily {
@@ -108,11 +112,12 @@ impl ResNetFamily {
         {
             return refuse(model, "groups", groups, format!("a divisor of {}, the smallest channel count", widths[0]));
         }
-        Ok(Self { channels: input[0], classes, norm, widths, blocks_per_stage })
+        let features = Features::new(widths[widths.len() - 1]);
+        Ok(Self { channels: input[0], classes, norm, widths, blocks_per_stage, features })
     }
 
     pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> ResNet<B> {
-        let (first, last) = (self.widths[0], self.widths[self.widths.len() - 1]);
+        let first = self.widths[0];
         let mut inputs = first;
         let mut blocks = Vec::new();
         for (stage, &outputs) in self.widths.iter().enumerate() {
@@ -126,7 +131,8 @@ impl ResNetFamily {
             stem: conv(self.channels, first, 3, 1, device),
             norm: self.norm.build(first, device),
             blocks,
-            head: LinearConfig::new(last, self.classes).init(device),
+            projection: self.features.build(device),
+            head: LinearConfig::new(self.features.len(), self.classes).init(device),
         }
     }
 
@@ -146,11 +152,25 @@ impl ResNetFamily {
 
 impl_family!(ResNetFamily, ResNet, InitScheme::HeNormal);
 
+impl<B: Kernels> Split<B> for ResNet<B> {
+    fn features(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        let stem = self.norm.forward_relu(conv2d(&self.stem, inputs), mode);
+        let maps = self.blocks.iter().fold(stem, |x, block| block.forward(x, mode));
+        project(&self.projection, maps.mean_dim(3).mean_dim(2).flatten::<2>(1, 3))
+    }
+
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        linear(&self.head, features)
+    }
+}
+
 impl<B: Kernels> Classifier<B> for ResNet<B> {
     fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
-        let stem = self.norm.forward_relu(conv2d(&self.stem, inputs), mode);
-        let features = self.blocks.iter().fold(stem, |x, block| block.forward(x, mode));
-        linear(&self.head, features.mean_dim(3).mean_dim(2).flatten::<2>(1, 3))
+        self.head(self.features(inputs, mode))
+    }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        Some(self)
     }
 }
 

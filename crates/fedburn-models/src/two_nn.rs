@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode};
+use fedburn_core::{Classifier, Mode, Split};
 use fedburn_ops::Kernels;
 
 use crate::error::{at_least, check_shape};
 use crate::family::impl_family;
-use crate::{InitScheme, ModelError, linear, linear_relu};
+use crate::projection::{Features, project};
+use crate::{InitScheme, ModelError, Projection, linear, linear_relu};
 
 /// Two hidden layers with ReLU.
 ///
@@ -20,6 +21,8 @@ pub struct TwoNn<B: Backend> {
     pub hidden1: Linear<B>,
     /// `[hidden, hidden]`.
     pub hidden2: Linear<B>,
+    /// Between features and head, where asked for.
+    pub projection: Option<Projection<B>>,
     /// `[hidden, classes]`.
     pub head: Linear<B>,
 }
@@ -29,6 +32,7 @@ pub struct TwoNn<B: Backend> {
 pub struct TwoNnFamily {
     inputs: usize,
     hidden: usize,
+    pub(crate) features: Features,
     classes: usize,
 }
 
@@ -40,23 +44,38 @@ impl TwoNnFamily {
     pub fn new(input: [usize; 3], classes: usize, hidden: usize) -> Result<Self, ModelError> {
         check_shape("two_nn", input, 1, classes)?;
         at_least("two_nn", "hidden", hidden, 1)?;
-        Ok(Self { inputs: input.iter().product(), hidden, classes })
+        Ok(Self { inputs: input.iter().product(), hidden, features: Features::new(hidden), classes })
     }
 
     pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> TwoNn<B> {
         TwoNn {
             hidden1: LinearConfig::new(self.inputs, self.hidden).init(device),
             hidden2: LinearConfig::new(self.hidden, self.hidden).init(device),
-            head: LinearConfig::new(self.hidden, self.classes).init(device),
+            projection: self.features.build(device),
+            head: LinearConfig::new(self.features.len(), self.classes).init(device),
         }
     }
 }
 
 impl_family!(TwoNnFamily, TwoNn, InitScheme::PyTorch);
 
-impl<B: Kernels> Classifier<B> for TwoNn<B> {
-    fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+impl<B: Kernels> Split<B> for TwoNn<B> {
+    fn features(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
         let x = linear_relu(&self.hidden1, inputs.flatten::<2>(1, 3));
-        linear(&self.head, linear_relu(&self.hidden2, x))
+        project(&self.projection, linear_relu(&self.hidden2, x))
+    }
+
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        linear(&self.head, features)
+    }
+}
+
+impl<B: Kernels> Classifier<B> for TwoNn<B> {
+    fn forward(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        self.head(self.features(inputs, mode))
+    }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        Some(self)
     }
 }

@@ -3,11 +3,12 @@
 use burn::backend::Autodiff;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode, ModelFamily, Seed};
+use fedburn_core::{Classifier, Mode, ModelFamily, Seed, Split};
 use fedburn_ops::Kernels;
 use serde::{Deserialize, Serialize};
 
-use crate::error::refuse;
+use crate::error::{at_least, refuse};
+use crate::projection::Features;
 use crate::{
     CharLstm, CharLstmFamily, FedAvgCnn, FedAvgCnnFamily, LeNet5, LeNet5Family, ModelError, NormChoice, ResNet,
     ResNetFamily, Softmax, SoftmaxFamily, TwoNn, TwoNnFamily,
@@ -56,6 +57,14 @@ pub enum ZooConfig {
         #[serde(default = "lstm_hidden")]
         hidden: usize,
     },
+    /// Another architecture with a [`Projection`](crate::Projection) before its head.
+    Projected {
+        /// The architecture.
+        body: Box<ZooConfig>,
+        /// Length of what the projection makes.
+        #[serde(default = "projection_width")]
+        width: usize,
+    },
 }
 
 /// A normalisation by name.
@@ -93,6 +102,15 @@ impl ZooConfig {
             }
             ZooConfig::ResNet18 { groups } => Zoo::ResNet(ResNetFamily::resnet18(input, classes, groups)?),
             ZooConfig::CharLstm { hidden } => Zoo::CharLstm(CharLstmFamily::new(input, classes, hidden)?),
+            ZooConfig::Projected { body, width } => {
+                at_least("projected", "width", width, 1)?;
+                let (name, mut zoo) = (format!("{body:?}"), body.build(input, classes)?);
+                match zoo.features_mut().and_then(|features| Some((features.projected(width)?, features))) {
+                    Some((projected, features)) => *features = projected,
+                    None => return refuse("projected", "body", name, "a model with features, without a projection"),
+                }
+                zoo
+            }
         })
     }
 }
@@ -112,6 +130,24 @@ pub enum Zoo {
     ResNet(ResNetFamily),
     /// The next-character model.
     CharLstm(CharLstmFamily),
+}
+
+impl Zoo {
+    /// Length of what the head sees ([`Split::features`]); `None` for a model that is nothing but a head.
+    pub fn features(&self) -> Option<usize> {
+        self.clone().features_mut().map(|features| features.len())
+    }
+
+    fn features_mut(&mut self) -> Option<&mut Features> {
+        match self {
+            Zoo::Softmax(_) => None,
+            Zoo::TwoNn(family) => Some(&mut family.features),
+            Zoo::LeNet5(family) => Some(&mut family.features),
+            Zoo::FedAvgCnn(family) => Some(&mut family.features),
+            Zoo::ResNet(family) => Some(&mut family.features),
+            Zoo::CharLstm(family) => Some(&mut family.features),
+        }
+    }
 }
 
 /// A model of any architecture of the zoo. Parameter paths do not name the variant.
@@ -159,6 +195,17 @@ impl<B: Kernels> Classifier<B> for ZooModel<B> {
             ZooModel::CharLstm(model) => model.forward(inputs, mode),
         }
     }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        match self {
+            ZooModel::Softmax(model) => model.split(),
+            ZooModel::TwoNn(model) => model.split(),
+            ZooModel::LeNet5(model) => model.split(),
+            ZooModel::FedAvgCnn(model) => model.split(),
+            ZooModel::ResNet(model) => model.split(),
+            ZooModel::CharLstm(model) => model.split(),
+        }
+    }
 }
 
 fn two_nn_hidden() -> usize {
@@ -170,5 +217,9 @@ fn groups() -> usize {
 }
 
 fn lstm_hidden() -> usize {
+    256
+}
+
+fn projection_width() -> usize {
     256
 }

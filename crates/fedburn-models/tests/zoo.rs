@@ -21,6 +21,10 @@ fn resnet(depth: usize, norm: NormKind) -> ZooConfig {
     ZooConfig::ResNet { depth, norm, groups: None }
 }
 
+fn projected(body: ZooConfig, width: usize) -> ZooConfig {
+    ZooConfig::Projected { body: Box::new(body), width }
+}
+
 /// Every architecture at the smallest size that tests it.
 fn small() -> Vec<(Zoo, [usize; 3])> {
     let cases = [
@@ -31,6 +35,7 @@ fn small() -> Vec<(Zoo, [usize; 3])> {
         (resnet(8, NormKind::Group), [3, 6, 5]),
         (resnet(8, NormKind::Batch), [3, 6, 5]),
         (ZooConfig::CharLstm { hidden: 12 }, [1, 1, 6]),
+        (projected(ZooConfig::TwoNn { hidden: 16 }, 7), [1, 5, 4]),
     ];
     cases.map(|(config, input)| (config.build(input, CLASSES).unwrap(), input)).into()
 }
@@ -91,6 +96,7 @@ fn parameter_counts_are_those_of_the_literature() {
         (resnet(56, NormKind::Group), [3, 32, 32], 10, 855_770),
         (ZooConfig::ResNet18 { groups: 2 }, [3, 32, 32], 10, 11_173_962),
         (ZooConfig::CharLstm { hidden: 256 }, [1, 1, 80], 80, 819_920),
+        (projected(ZooConfig::LeNet5 {}, 256), [1, 28, 28], 10, 61_706 - 850 + 85 * 84 + 85 * 256 + 257 * 10),
     ];
     for (config, input, classes, expected) in cases {
         let model = init::<Flex>(&config.clone().build(input, classes).unwrap(), 0);
@@ -114,6 +120,13 @@ fn parameter_paths_are_readable() {
         paths(ZooConfig::CharLstm { hidden: 4 }, [1, 1, 2])[..5],
         ["embedding.weight", "lstm.0.weight_ih", "lstm.0.weight_hh", "lstm.0.bias_ih", "lstm.0.bias_hh"]
     );
+    assert_eq!(
+        paths(projected(ZooConfig::TwoNn { hidden: 4 }, 2), [1, 2, 2])[4..],
+        ["projection.hidden", "projection.output", "head"]
+            .iter()
+            .flat_map(|layer| ["weight", "bias"].map(|tensor| format!("{layer}.{tensor}")))
+            .collect::<Vec<_>>()
+    );
     let resnet = paths(resnet(8, NormKind::Batch), [1, 4, 4]);
     assert_eq!(resnet[..2], ["stem.weight", "norm.gamma"]);
     for path in ["blocks.0.conv1.weight", "blocks.2.norm2.beta", "blocks.1.shortcut.norm.running_mean", "head.bias"] {
@@ -131,6 +144,24 @@ fn logits_have_a_row_an_example_and_a_column_a_class() {
     let logits = init::<Flex>(&zoo, 0).forward(Tensor::ones([2, 1, 8, 8], &FlexDevice), Mode::Evaluate);
     assert_eq!(logits.dims(), [2, 7]);
     assert!(logits.into_data().iter::<f32>().all(f32::is_finite));
+}
+
+#[test]
+fn a_model_is_its_features_and_its_head() {
+    let batch_norm = (projected(resnet(8, NormKind::Batch), 3).build([3, 6, 5], CLASSES).unwrap(), [3, 6, 5]);
+    for (zoo, input) in small().into_iter().chain([batch_norm]) {
+        for mode in [Mode::Train, Mode::Evaluate] {
+            let (model, (inputs, _)) = (init::<Flex>(&zoo, 1), batch::<Flex>(&zoo, input, &FlexDevice));
+            let Some(parts) = model.split() else {
+                assert_eq!((zoo.features(), matches!(zoo, Zoo::Softmax(_))), (None, true), "{zoo:?}");
+                continue;
+            };
+            let features = parts.features(inputs.clone(), mode);
+            assert_eq!(Some(features.dims()[1]), zoo.features(), "{zoo:?}");
+            let whole = init::<Flex>(&zoo, 1).forward(inputs, mode).into_data();
+            assert_eq!(parts.head(features).into_data(), whole, "{zoo:?}, {mode:?}");
+        }
+    }
 }
 
 #[test]
@@ -267,6 +298,10 @@ fn impossible_models_are_refused_with_field_value_and_expectation() {
         (resnet_with(NormKind::Batch, Some(2)), image, 10, "groups is 2, expected nothing, since batch norm"),
         (ZooConfig::ResNet18 { groups: 7 }, image, 10, "model `resnet18`: groups is 7, expected a divisor of 64"),
         (ZooConfig::ResNet18 { groups: 2 }, [1, 7, 8], 10, "model `resnet18`: input height is 7, expected at least 8"),
+        (projected(ZooConfig::TwoNn { hidden: 4 }, 0), image, 10, "model `projected`: width is 0, expected at least 1"),
+        (projected(ZooConfig::LeNet5 {}, 4), [1, 8, 8], 10, "model `lenet5`: input height is 8"),
+        (projected(ZooConfig::Softmax {}, 4), image, 10, "model `projected`: body is Softmax, expected a model"),
+        (projected(projected(ZooConfig::LeNet5 {}, 4), 4), image, 10, "without a projection"),
         (ZooConfig::CharLstm { hidden: 256 }, image, 10, "input shape is [1, 28, 28], expected [1, 1, length]"),
         (ZooConfig::CharLstm { hidden: 256 }, [1, 1, 0], 10, "input width is 0, expected at least 1"),
     ];
@@ -315,5 +350,8 @@ fn configurations_have_defaults_and_refuse_unknown_fields() {
         let message = parse(&format!("{text}\nwidth = 3")).unwrap_err().to_string();
         assert!(message.contains("unknown field `width`"), "{message}");
     }
+    let around = parse("kind = \"projected\"\nbody = { kind = \"lenet5\" }").unwrap();
+    assert_eq!(around, projected(ZooConfig::LeNet5 {}, 256));
+    assert_eq!(parse(&toml::to_string(&around).unwrap()).unwrap(), around);
     assert!(parse("kind = \"vgg\"").unwrap_err().to_string().contains("unknown variant `vgg`"));
 }

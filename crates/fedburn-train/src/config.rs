@@ -6,8 +6,8 @@ use fedburn_data::{Batches, ClientData};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FedDynRuleConfig, LocalFedDyn, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd, NtdConfig,
-    PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
+    FedDynRuleConfig, LocalFedDyn, LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd, MoonConfig,
+    NtdConfig, PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
     SharpnessAwareConfig, TrainModel, TrainingConfigError,
 };
 
@@ -91,6 +91,8 @@ pub enum RuleConfig {
     FedDyn(FedDynRuleConfig),
     /// FedNTD, [`LocalNtd`].
     Ntd(NtdConfig),
+    /// MOON, [`LocalMoon`].
+    Moon(MoonConfig),
 }
 
 /// Checked settings of local training, shared by all clients of a run.
@@ -186,6 +188,10 @@ impl LocalTrainingConfig {
                 at_least_0("rule.ntd.beta", beta)?;
                 above_0("rule.ntd.tau", tau)?;
             }
+            RuleConfig::Moon(MoonConfig { mu, temperature }) => {
+                at_least_0("rule.moon.mu", mu)?;
+                above_0("rule.moon.temperature", temperature)?;
+            }
         }
         match self.sharpness {
             None => Ok(()),
@@ -243,6 +249,7 @@ impl LocalTraining {
             RuleConfig::Scaffold(config) => Box::new(LocalScaffold::new(config)),
             RuleConfig::FedDyn(config) => Box::new(LocalFedDyn::new(config)),
             RuleConfig::Ntd(config) => Box::new(LocalNtd::new(config)),
+            RuleConfig::Moon(config) => Box::new(LocalMoon::new(config)),
         };
         match &self.config.personal {
             Some(personal) => personal.around(rule),
@@ -286,7 +293,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 31] = [
+        let cases: [(&str, Change); 33] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -314,6 +321,8 @@ mod tests {
             ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 11.0 })),
             ("rule.ntd.beta", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: f64::NAN, tau: 1.0 })),
             ("rule.ntd.tau", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 0.0 })),
+            ("rule.moon.mu", |c| c.rule = RuleConfig::Moon(MoonConfig { mu: -1.0, temperature: 1.0 })),
+            ("rule.moon.temperature", |c| c.rule = RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.0 })),
             ("momentum", |c| (c.rule, c.momentum) = (RuleConfig::Scaffold(ScaffoldRuleConfig::default()), 0.9)),
             ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Sam { rho: -1.0 })),
             ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Asam { rho: f64::NAN, eta: 0.0 })),
@@ -359,6 +368,7 @@ mod tests {
             ("{ scaffold = { option = \"one\" } }", scaffold(ControlOption::One)),
             ("{ feddyn = {} }", RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.01 })),
             ("{ ntd = { tau = 3.0 } }", RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 3.0 })),
+            ("{ moon = { mu = 1.0 } }", RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.5 })),
         ] {
             let config = parse(&format!("rule = {text}")).unwrap();
             assert_eq!(config.rule, rule);

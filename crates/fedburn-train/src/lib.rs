@@ -71,10 +71,10 @@ pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
     Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, Descent, Ditto, DittoConfig, FedBn,
-    FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalFedDyn, LocalNtd, LocalProximal, LocalRule,
-    LocalRun, LocalScaffold, LocalSgd, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig, Proximal,
-    ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy, descend,
-    edit_gradients,
+    FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalFedDyn, LocalMoon, LocalNtd, LocalProximal,
+    LocalRule, LocalRun, LocalScaffold, LocalSgd, ModelContrast, MoonConfig, NotTrueDistillation, NtdConfig, PFedMe,
+    PFedMeConfig, PersonalConfig, Proximal, ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig,
+    TrainModel, Trained, cross_entropy, descend, edit_gradients,
 };
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};

@@ -40,15 +40,23 @@ impl<B: Backend> Kept<B> {
         }
     }
 
+    /// The vector, of the schema and on the device of `like`, where one was kept.
+    ///
+    /// # Errors
+    /// [`StateError::Shape`] where it is of another model.
+    pub(crate) fn recall_any(&self, like: &ParamVector<B>) -> Result<Option<ParamVector<B>>, StateError> {
+        match &self.vector {
+            Vector::Nothing => Ok(None),
+            _ => self.recall(like).map(Some),
+        }
+    }
+
     /// The vector, of the schema and on the device of `start`, which it is where nothing was kept.
     ///
     /// # Errors
     /// [`StateError::Shape`] where it is of another model.
     pub(crate) fn recall_or(&self, start: &ParamVector<B>) -> Result<ParamVector<B>, StateError> {
-        match &self.vector {
-            Vector::Nothing => Ok(start.clone()),
-            _ => self.recall(start),
-        }
+        Ok(self.recall_any(start)?.unwrap_or_else(|| start.clone()))
     }
 
     /// As [`Kept::recall_or`], for a model to be used.

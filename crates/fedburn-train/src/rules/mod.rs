@@ -8,6 +8,7 @@ mod descent;
 mod feddyn;
 mod flat;
 mod kept;
+mod moon;
 mod ntd;
 mod personal;
 mod proximal;
@@ -28,6 +29,7 @@ pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_ent
 pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
 pub use flat::edit_gradients;
 pub(crate) use kept::Kept;
+pub use moon::{LocalMoon, ModelContrast, MoonConfig};
 pub use ntd::{LocalNtd, NotTrueDistillation, NtdConfig};
 pub use personal::{
     Adaptation, Apfl, ApflConfig, Ditto, DittoConfig, FedBn, FedBnConfig, FedRep, FedRepConfig, PFedMe, PFedMeConfig,

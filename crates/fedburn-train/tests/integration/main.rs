@@ -5,6 +5,7 @@ mod client;
 mod common;
 mod corrections;
 mod evaluate;
+mod moon;
 mod ntd;
 mod personal;
 mod resampling;

@@ -4,13 +4,13 @@ use burn::backend::Autodiff;
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, ClientId, Mode, ParamVector, TrainTask, flatten, load};
+use fedburn_core::{Classifier, ClientId, Mode, ParamVector, Split, TrainTask, flatten, load};
 use fedburn_data::Batch;
 use fedburn_train::{BatchGradients, GradientRule, LocalRun, LocalTraining};
 
 use super::{task, toy_data};
 
-/// Two weights and a bias; the logits of every example.
+/// Two weights and a bias; the logits of every example. The weights are its features.
 #[derive(Module, Debug)]
 pub struct Point<B: Backend> {
     pub weight: Param<Tensor<B, 1>>,
@@ -20,6 +20,21 @@ pub struct Point<B: Backend> {
 impl<B: Backend> Classifier<B> for Point<B> {
     fn forward(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
         self.values().unsqueeze::<2>().expand([inputs.dims()[0], 3])
+    }
+
+    fn split(&self) -> Option<&dyn Split<B>> {
+        Some(self)
+    }
+}
+
+impl<B: Backend> Split<B> for Point<B> {
+    fn features(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
+        self.weight.val().unsqueeze::<2>().expand([inputs.dims()[0], 2])
+    }
+
+    fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {
+        let bias = self.bias.val().unsqueeze::<2>().expand([features.dims()[0], 1]);
+        Tensor::cat(vec![features, bias], 1)
     }
 }
 
