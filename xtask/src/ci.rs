@@ -53,6 +53,7 @@ fn steps(fast: bool) -> Result<Vec<Step>, String> {
     if !fast {
         steps.push(Step::call("documentation", Cargo::doc()));
         steps.push(Step::call("cuda type-checks", Cargo::line("check -p fedburn-experiment --features cuda")));
+        steps.push(Step::call("fuzzing type-checks", Cargo::line("check -p fedburn-fuzz --features libfuzzer")));
         steps.push(Step::tests("parity on wgpu, traces", extras(nextest)));
         steps.push(Step::call("quickstart", Cargo::line("xtask experiment run quickstart --smoke --fresh")));
     }
@@ -106,8 +107,8 @@ mod tests {
     fn fast_leaves_out_what_is_slow_and_nothing_else() {
         let (all, fast) = (lines(false), lines(true));
         let left_out: Vec<&String> = all.iter().filter(|line| !fast.contains(line)).collect();
-        assert_eq!(left_out.len(), 4, "{left_out:?}");
-        for word in ["doc --workspace --no-deps", "cuda", "wgpu,otel", "quickstart"] {
+        assert_eq!(left_out.len(), 5, "{left_out:?}");
+        for word in ["doc --workspace --no-deps", "cuda", "fuzz", "wgpu,otel", "quickstart"] {
             assert!(left_out.iter().any(|line| line.contains(word)), "{word} is not among {left_out:?}");
         }
         assert!(fast.iter().all(|line| all.contains(line)));

@@ -48,15 +48,22 @@ fn hand_over(mut command: Command) -> std::io::Result<ExitCode> {
 /// # Errors
 /// Where the build fails; cargo has then printed why.
 pub fn build(package: &str, name: &str, feature: Option<&str>) -> Result<PathBuf, String> {
-    let call = Cargo::line("build --release --quiet")
-        .args(["-p", package, "--bin", name, "--message-format", "json-render-diagnostics"])
-        .args(feature.map(|feature| ["--features", feature]).into_iter().flatten());
+    let feature = feature.map(|feature| ["--features", feature]).into_iter().flatten();
+    built(Cargo::line("build --release").args(["-p", package, "--bin", name]).args(feature), name)
+}
+
+/// [`build`] by any call of `cargo build`.
+///
+/// # Errors
+/// As [`build`].
+pub fn built(call: Cargo, name: &str) -> Result<PathBuf, String> {
+    let call = call.args(["--quiet", "--message-format", "json-render-diagnostics"]);
     let failed = |error: std::io::Error| format!("cannot run `{}`: {error}", call.shown());
     let mut child = call.command().stdout(Stdio::piped()).spawn().map_err(failed)?;
     let (finished, waiting) = mpsc::channel::<()>();
     let announcer = thread::spawn(move || {
         if waiting.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!("building in release (the first time takes minutes)");
+            eprintln!("building (the first time takes minutes)");
         }
     });
     let messages = child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines);

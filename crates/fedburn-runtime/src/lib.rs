@@ -11,6 +11,9 @@ mod config;
 mod coordinator;
 mod error;
 mod exact_sum;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub mod fuzz;
 mod gather;
 mod observers;
 mod open_round;

@@ -22,7 +22,7 @@ pub struct Fault {
 enum Suite {
     /// Kill three in ten of a crowd's clients in the middle of their uploads.
     Crowd(crowd::Crowd),
-    /// Feed every decoder of the network protocol with arbitrary bytes.
+    /// Search inputs that break a decoder, guided by what the code does with them; needs a compiler of C++.
     Fuzz(fuzz::Fuzz),
     /// Kill a federation's server again and again, in each way of keeping an open round.
     Kill(kill::Kill),
@@ -42,7 +42,7 @@ impl Fault {
     pub fn run(self) -> Result<ExitCode, String> {
         let call = match self.suite {
             Suite::Crowd(crowd) => crowd.call(),
-            Suite::Fuzz(fuzz) => fuzz.call(),
+            Suite::Fuzz(fuzz) => return fuzz.run().map(|()| ExitCode::SUCCESS),
             Suite::Kill(kill) => return kill.run().map(|()| ExitCode::SUCCESS),
             Suite::Loris(loris) => loris.call(),
             Suite::Loss(loss) => loss.call(),

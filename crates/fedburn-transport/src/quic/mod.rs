@@ -38,5 +38,8 @@ pub use identity::{
     page_token,
 };
 pub use plan::Plan;
+#[cfg(feature = "fuzz")]
+#[doc(hidden)]
+pub use server::fuzz;
 pub use server::{NetworkWatch, QuicServer, RunFiles};
 pub use status::{Declined, NetworkStatus, NodeStatus, Traffic, Usage};

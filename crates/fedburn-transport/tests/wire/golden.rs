@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use fedburn_transport::wire::limits::{CHUNK_HEADER_LEN, FRAME_HEADER_LEN};
+use fedburn_transport::wire::limits::CHUNK_HEADER_LEN;
 use fedburn_transport::wire::{ChunkHeader, Codec, Frame, FrameDecoder, Hash, Kind, Message, TransferId};
 
 use crate::samples;
@@ -41,15 +41,6 @@ fn committed(file: &str, made: &[u8]) -> Vec<u8> {
         Ok(text) => unhex(&text),
         Err(error) => panic!("tests/golden/wire/{file}: {error}; a new case needs this file:\n{}", hex(made)),
     }
-}
-
-/// The body of every committed message: what fuzzing begins with.
-pub fn bodies() -> Vec<(Kind, Vec<u8>)> {
-    let body = |(case, message): (&str, Message)| {
-        let frame = committed(&file(&message, case), &[]);
-        (message.kind(), frame[FRAME_HEADER_LEN..].to_vec())
-    };
-    samples::messages().into_iter().map(body).collect()
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! What holds for every message and every frame.
 
 use fedburn_core::{ClientFailure, ClientReport, Mean, Metrics, Reports};
+use fedburn_testkit::{Counting, peak};
 use fedburn_transport::wire::limits::*;
 use fedburn_transport::wire::*;
 use proptest::prelude::*;
 
-use crate::allocation::peak;
 use crate::generate::Draw;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 /// Feeds bytes in pieces that end at `cuts` and gives every frame.
 fn read_in_pieces(bytes: &[u8], mut cuts: Vec<usize>) -> Result<Vec<Frame>, FrameError> {

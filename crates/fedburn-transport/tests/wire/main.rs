@@ -1,9 +1,6 @@
 //! The protocol from outside: committed bytes, laws of messages and frames, and what arbitrary bytes may cost.
 #![allow(clippy::unwrap_used)]
 
-mod allocation;
-mod decoders;
-mod fuzz;
 mod generate;
 mod golden;
 mod laws;

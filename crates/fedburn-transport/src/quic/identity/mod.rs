@@ -26,6 +26,8 @@ pub use server::ServerIdentity;
 pub(crate) use authority::SERVER_NAME;
 #[cfg(test)]
 pub(crate) use authority::{Authority, Role};
+#[cfg(feature = "fuzz")]
+pub(crate) use authority::{validity, wants_renewal};
 #[cfg(test)]
 pub(crate) use keys::PrivateKey;
 pub(crate) use node::spki_hash;

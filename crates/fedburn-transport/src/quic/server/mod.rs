@@ -5,6 +5,8 @@ mod counters;
 mod downloads;
 mod endpoint;
 mod exchange;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod link;
 mod participation;
 mod record;

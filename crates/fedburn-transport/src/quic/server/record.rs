@@ -176,9 +176,10 @@ impl Record {
             Answer::Trained { num_values, names, num_examples, scalars, report, metrics } => {
                 let values = match num_values {
                     Some(num_values) => {
+                        let len = num_values as usize;
                         let mut vectors: Vec<_> = (1..=names.len())
                             .rev()
-                            .map(|vector| values.split_off(values.len().min(vector * num_values as usize)))
+                            .map(|vector| values.split_off(values.len().min(len.saturating_mul(vector))))
                             .collect();
                         vectors.push(values);
                         vectors.reverse();
@@ -257,7 +258,7 @@ pub(super) fn read_up_to(reader: &mut impl Read, len: usize) -> io::Result<Vec<u
     Ok(bytes)
 }
 
-fn number(bytes: &[u8]) -> u64 {
+pub(super) fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
@@ -276,7 +277,7 @@ pub(super) const MAGIC: &[u8] = b"fedburn answers 2\n";
 /// Bytes of the file's head.
 pub(super) const HEAD: usize = MAGIC.len() + 32 + size_of::<Mark>();
 /// Bytes of a record before its head.
-const START: usize = size_of::<Mark>() + 20 + 32;
+pub(super) const START: usize = size_of::<Mark>() + 20 + 32;
 /// Bytes of a head: not more than the largest message.
 const MAX_HEAD: u64 = MAX_MANIFEST_BODY as u64;
 /// Bytes of a payload that are looked at at a time.

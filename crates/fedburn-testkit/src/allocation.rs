@@ -4,10 +4,18 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-#[global_allocator]
-static COUNTING: Counting = Counting;
+/// The system's allocator, counting for [`peak`]: a test makes it its `#[global_allocator]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Counting;
 
-struct Counting;
+/// What `call` gives, and the bytes that it held at most beyond those held before, where [`Counting`] is the allocator.
+/// What other threads hold does not count.
+pub fn peak<T>(call: impl FnOnce() -> T) -> (T, usize) {
+    let before = LIVE.get();
+    PEAK.set(before);
+    let result = call();
+    (result, (PEAK.get() - before) as usize)
+}
 
 thread_local! {
     static LIVE: Cell<isize> = const { Cell::new(0) };
@@ -36,20 +44,20 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What `call` gives, and the bytes that it held at most beyond those held before.
-pub fn peak<T>(call: impl FnOnce() -> T) -> (T, usize) {
-    let before = LIVE.get();
-    PEAK.set(before);
-    let result = call();
-    (result, (PEAK.get() - before) as usize)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[test]
-fn what_is_held_at_once_is_counted_and_what_was_freed_is_not() {
-    let (kept, held) = peak(|| {
-        drop(vec![0u8; 3_000]);
-        drop(vec![0u8; 2_000]);
-        vec![0u8; 1_000]
-    });
-    assert_eq!((kept.len(), held), (1_000, 3_000));
+    #[global_allocator]
+    static COUNTING: Counting = Counting;
+
+    #[test]
+    fn what_is_held_at_once_is_counted_and_what_was_freed_is_not() {
+        let (kept, held) = peak(|| {
+            drop(vec![0u8; 3_000]);
+            drop(vec![0u8; 2_000]);
+            vec![0u8; 1_000]
+        });
+        assert_eq!((kept.len(), held), (1_000, 3_000));
+    }
 }

@@ -1,0 +1,20 @@
+//! The committed inputs.
+
+use std::fs;
+use std::path::Path;
+
+/// The committed inputs of a decoder.
+///
+/// # Errors
+/// That there is no file of this decoder, or that it is not hexadecimal.
+pub fn corpus(decoder: &str) -> Result<Vec<Vec<u8>>, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("corpus/{decoder}.hex"));
+    let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let wrong = |line: usize| format!("{}, line {}: no hexadecimal", path.display(), line + 1);
+    text.lines().enumerate().map(|(number, line)| unhex(line).ok_or_else(|| wrong(number))).collect()
+}
+
+fn unhex(line: &str) -> Option<Vec<u8>> {
+    let byte = |at: usize| u8::from_str_radix(line.get(at..at + 2)?, 16).ok();
+    (0..line.len()).step_by(2).map(byte).collect()
+}
