@@ -9,7 +9,7 @@
 //! cargo run --release -p fedburn-benches --bin network -- large   # 2 clients, a model of 100 MB
 //! cargo run --release -p fedburn-benches --bin network -- many    # 1,000 clients, 1 MiB each, at once
 //! cargo run --release -p fedburn-benches --bin network -- goodput # one client's upload, beside bare QUIC and gRPC
-//! cargo run --release -p fedburn-benches --bin network -- loss    # 20 clients, 64 MiB each, 5% of packets lost
+//! cargo run --release -p fedburn-benches --bin network -- loss    # 20 clients, 64 MiB each, 1, 5 and 10% of packets lost
 //! ```
 
 mod federation;
