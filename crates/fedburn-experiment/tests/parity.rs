@@ -114,7 +114,8 @@ fn local_steps<B: Kernels>(device: &B::Device) -> (Vec<f32>, f64) {
 
 /// FedAvg, fine-tuned by a small generator.
 fn fine_tuned<B: Kernels>() -> Strategy<B> {
-    let config = FedFtgConfig { iterations: 2, batch_size: 16, ..FedFtgConfig::default() };
+    let config =
+        FedFtgConfig { iterations: 2, batch_size: 16, student_lr: 4.0, generator_lr: 1e-3, ..FedFtgConfig::default() };
     let generator = GeneratorConfig { noise: 4, width: 4 }.build([1, 8, 8], 10).unwrap();
     let strategy = FedFtg::new(config, StrategyConfig::default().build().unwrap(), two_nn(), generator).unwrap();
     Strategy::PerClient(Box::new(strategy))
@@ -189,7 +190,7 @@ fn fine_tuning_on_the_server_agrees() {
     // Adam's first step is the sign of a slope, so that a slope that is noise moves a weight either way.
     let (moved, difference) = (largest_difference(&plain, &reference), largest_difference(&ours, &reference));
     eprintln!("fine-tuning moved weights by up to {moved}; they differ by up to {difference}");
-    assert!(moved > 1e-4 && difference < 2e-2 * moved, "moved by {moved}, differ by {difference}");
+    assert!(moved > 1e-2 && difference < 1e-2 * moved, "moved by {moved}, differ by {difference}");
 }
 
 #[test]
