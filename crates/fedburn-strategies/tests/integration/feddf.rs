@@ -2,25 +2,20 @@
 
 use burn::tensor::{TensorData, backend::Backend};
 use burn_flex::Flex;
-use fedburn_core::{Aggregate, ClientUpdate, ModelFamily, ParamVector, RoundIndex, Seed, Strategy, flatten};
-use fedburn_models::{Zoo, ZooConfig};
+use fedburn_core::{Aggregate, ClientUpdate, ParamVector, RoundIndex, Strategy};
+use fedburn_models::Zoo;
 use fedburn_ops::Kernels;
 use fedburn_strategies::{FedDf, FedDfConfig, StrategyConfig};
 use fedburn_testkit::{Rounds, update};
 use proptest::prelude::*;
 
+use crate::support::models::{CLASSES, params, round, zoo};
 use crate::support::on_both;
 
-const INPUT: [usize; 3] = [1, 4, 4];
-const CLASSES: usize = 3;
 const EXAMPLES: usize = 10;
 
 fn small() -> FedDfConfig {
     FedDfConfig { steps: 4, batch_size: 4, lr: 0.05, ..FedDfConfig::default() }
-}
-
-fn zoo(table: &str) -> Zoo {
-    toml::from_str::<ZooConfig>(table).unwrap().build(INPUT, CLASSES).unwrap()
 }
 
 /// The server's examples, one row each.
@@ -37,10 +32,6 @@ fn feddf<B: Kernels>(config: FedDfConfig, family: Zoo) -> Strategy<B> {
     Strategy::PerClient(Box::new(FedDf::new(config, base, family, inputs()).unwrap()))
 }
 
-fn params<B: Kernels>(family: &Zoo, seed: u64) -> ParamVector<B> {
-    flatten(&ModelFamily::<B>::init(family, Seed::new(seed), &Default::default())).unwrap()
-}
-
 /// A client with the model that `seed` draws.
 fn client<B: Kernels>(family: &Zoo, seed: u64, num_examples: u64) -> ClientUpdate<B> {
     update(seed, num_examples, params(family, seed))
@@ -48,15 +39,6 @@ fn client<B: Kernels>(family: &Zoo, seed: u64, num_examples: u64) -> ClientUpdat
 
 fn cohort<B: Kernels>(family: &Zoo, seed: u64) -> [ClientUpdate<B>; 3] {
     [client(family, seed, 2), client(family, seed + 1, 9), client(family, seed + 2, 1)]
-}
-
-fn round<B: Backend>(
-    strategy: &mut Strategy<B>,
-    index: u64,
-    global: &ParamVector<B>,
-    updates: &[ClientUpdate<B>],
-) -> Aggregate<B> {
-    Rounds::new(10).combine(strategy, RoundIndex(index), global, updates).unwrap()
 }
 
 fn skipped<B: Backend>(aggregate: &Aggregate<B>) -> f64 {

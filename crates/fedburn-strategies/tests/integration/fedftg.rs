@@ -4,25 +4,19 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_flex::Flex;
 use fedburn_core::{
-    Aggregate, Classifier, ClientUpdate, Mode, ModelFamily, ParamVector, RoundIndex, Seed, Strategy, flatten, load,
+    Aggregate, Classifier, ClientUpdate, Mode, ModelFamily, ParamVector, RoundIndex, Seed, Strategy, load,
 };
-use fedburn_models::{ConditionalGeneratorFamily, GeneratorConfig, Zoo, ZooConfig};
+use fedburn_models::{ConditionalGeneratorFamily, GeneratorConfig, Zoo};
 use fedburn_ops::Kernels;
 use fedburn_strategies::{Ensemble, FedFtg, FedFtgConfig, FedFtgForm, LabelSampling, StrategyConfig};
 use fedburn_testkit::{Rounds, update};
 use proptest::prelude::*;
 
+use crate::support::models::{CLASSES, INPUT, params, round, zoo};
 use crate::support::on_both;
-
-const INPUT: [usize; 3] = [1, 4, 4];
-const CLASSES: usize = 3;
 
 fn small() -> FedFtgConfig {
     FedFtgConfig { iterations: 2, student_steps: 2, batch_size: 6, noise: 5, width: 2, ..FedFtgConfig::default() }
-}
-
-fn zoo(table: &str) -> Zoo {
-    toml::from_str::<ZooConfig>(table).unwrap().build(INPUT, CLASSES).unwrap()
 }
 
 fn generator() -> ConditionalGeneratorFamily {
@@ -34,24 +28,11 @@ fn fedftg<B: Kernels>(config: FedFtgConfig, family: Zoo) -> Strategy<B> {
     Strategy::PerClient(Box::new(FedFtg::new(config, base, family, generator()).unwrap()))
 }
 
-fn params<B: Kernels>(family: &Zoo, seed: u64) -> ParamVector<B> {
-    flatten(&ModelFamily::<B>::init(family, Seed::new(seed), &Default::default())).unwrap()
-}
-
 /// A client with the model that `seed` draws.
 fn client<B: Kernels>(family: &Zoo, seed: u64, counts: Option<[u64; CLASSES]>) -> ClientUpdate<B> {
     let mut update = update(seed, counts.map_or(5, |c| c.iter().sum()), params(family, seed));
     update.local.report.class_counts = counts.map(Vec::from);
     update
-}
-
-fn round<B: Backend>(
-    strategy: &mut Strategy<B>,
-    index: u64,
-    global: &ParamVector<B>,
-    updates: &[ClientUpdate<B>],
-) -> Aggregate<B> {
-    Rounds::new(10).combine(strategy, RoundIndex(index), global, updates).unwrap()
 }
 
 fn skipped<B: Backend>(aggregate: &Aggregate<B>) -> f64 {

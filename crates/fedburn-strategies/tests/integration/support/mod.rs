@@ -1,5 +1,7 @@
 //! What the tests of strategies share.
 
+pub mod models;
+
 use burn::tensor::backend::Backend;
 use fedburn_core::{Aggregate, ClientUpdate, ParamVector, RoundIndex, Strategy};
 use fedburn_strategies::StrategyConfig;
