@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::{self, Seek, SeekFrom, Write};
+#[cfg(unix)]
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::place::{Step, allow};
@@ -16,37 +18,62 @@ pub enum Access {
 }
 
 impl Access {
-    /// Opens a file; one that is made is for whom this says from the first moment on.
-    fn open(self, path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+    /// Makes a file; it is for whom this says from the first moment on.
+    fn make(self, path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
         #[cfg(unix)]
         if self == Self::Owner {
-            std::os::unix::fs::OpenOptionsExt::mode(options, OWNER);
+            options.mode(OWNER);
         }
-        let file = options.open(path)?;
+        let file = options.create_new(true).open(path)?;
         #[cfg(unix)]
         in_the_name_of_the_folders_owner(&file, path)?;
         Ok(file)
+    }
+
+    /// Makes a file, or opens the one that is there.
+    fn make_or_open(self, path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+        match self.make(path, &mut options.clone()) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open_existing(path, options),
+            made => made,
+        }
     }
 }
 
 /// A file that root makes in another user's folder becomes that user's: what an operator changes, a service has to read.
 #[cfg(unix)]
 fn in_the_name_of_the_folders_owner(file: &fs::File, path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, fchown};
-    const ROOT: u32 = 0;
-    if file.metadata()?.uid() != ROOT {
-        return Ok(());
-    }
     let folder = fs::metadata(crate::directory_of(path))?;
-    if folder.uid() == ROOT { Ok(()) } else { fchown(file, Some(folder.uid()), Some(folder.gid())) }
+    match file.metadata()?.uid() == ROOT && folder.uid() != ROOT {
+        true => fchown(file, Some(folder.uid()), Some(folder.gid())),
+        false => Ok(()),
+    }
+}
+
+/// Opens a file that is there. Whoever owns the folder may have put another file of root's under its name, for root to
+/// change: links are not followed, and what is root's in another user's folder is refused.
+fn open_existing(path: &Path, options: &mut fs::OpenOptions) -> io::Result<fs::File> {
+    // Nor is a pipe waited for.
+    #[cfg(unix)]
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+    let file = options.open(path)?;
+    let found = file.metadata()?;
+    let refused = |what| io::Error::new(io::ErrorKind::PermissionDenied, format!("is {what}; remove it"));
+    if !found.is_file() {
+        return Err(refused("no regular file"));
+    }
+    #[cfg(unix)]
+    if found.uid() == ROOT && fs::metadata(crate::directory_of(path))?.uid() != ROOT {
+        return Err(refused("root's in another user's folder"));
+    }
+    Ok(file)
 }
 
 /// Opens the file by which processes exclude one another; it is made where it is missing, and stays.
 ///
 /// # Errors
-/// What the system says.
+/// What the system says. A link in its place is refused, as is what is no regular file.
 pub fn lock_file(path: &Path) -> io::Result<fs::File> {
-    Access::Owner.open(path, fs::File::options().write(true).create(true).truncate(false))
+    Access::Owner.make_or_open(path, fs::File::options().write(true))
 }
 
 /// A file that is written to. Nothing is on disk for sure before [`File::sync`].
@@ -65,7 +92,7 @@ impl File {
         allow(Step::Create, path)?;
         // Removed first: what is there may have been open to more readers.
         crate::unless_missing(fs::remove_file(path))?;
-        let file = access.open(path, fs::File::options().write(true).create_new(true))?;
+        let file = access.make(path, fs::File::options().write(true))?;
         Ok(Self { file, path: path.to_owned() })
     }
 
@@ -73,13 +100,13 @@ impl File {
     /// owner's from now on, where `access` says so.
     ///
     /// # Errors
-    /// What the system says.
+    /// What the system says. A link in its place is refused, as is what is no regular file.
     pub fn append(path: &Path, access: Access) -> io::Result<Self> {
         allow(Step::Create, path)?;
-        let file = access.open(path, fs::File::options().read(true).append(true).create(true))?;
+        let file = access.make_or_open(path, fs::File::options().read(true).append(true))?;
         #[cfg(unix)]
         if access == Access::Owner {
-            file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(OWNER))?;
+            file.set_permissions(fs::Permissions::from_mode(OWNER))?;
         }
         Ok(Self { file, path: path.to_owned() })
     }
@@ -122,17 +149,52 @@ impl File {
 /// Permissions of a file that is its owner's.
 #[cfg(unix)]
 const OWNER: u32 = 0o600;
+#[cfg(unix)]
+const ROOT: u32 = 0;
 
 #[cfg(unix)]
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, chown};
+    use std::os::unix::fs::{chown, symlink};
+    use std::process::Command;
 
     use super::*;
 
+    const OTHER: u32 = 4_321;
+
+    /// Opens each kind of file that may be there already.
+    fn open_all(path: &Path) -> [io::Result<()>; 3] {
+        let append = |access| File::append(path, access).map(drop);
+        [lock_file(path).map(drop), append(Access::Owner), append(Access::Anybody)]
+    }
+
+    #[test]
+    fn a_file_elsewhere_is_not_changed_through_a_name_that_leads_there() {
+        let (theirs, mine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (secret, missing) = (mine.path().join("secret"), mine.path().join("missing"));
+        fs::write(&secret, b"").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
+        let found = || fs::metadata(&secret).map(|found| (found.uid(), found.gid(), found.mode())).unwrap();
+        // By root alone: another user's folder, and a second name of a file of root's.
+        let is_anothers = chown(theirs.path(), Some(OTHER), Some(OTHER)).is_ok();
+        let before = found();
+
+        let names = ["to secret", "to missing", "pipe", "hard"].map(|name| theirs.path().join(name));
+        symlink(&secret, &names[0]).unwrap();
+        symlink(&missing, &names[1]).unwrap();
+        assert!(Command::new("mkfifo").arg(&names[2]).status().unwrap().success());
+        fs::hard_link(&secret, &names[3]).unwrap();
+        for name in &names[..if is_anothers { 4 } else { 3 }] {
+            for opened in open_all(name) {
+                opened.expect_err(&name.display().to_string());
+            }
+        }
+        assert_eq!(found(), before);
+        assert!(!missing.exists());
+    }
+
     #[test]
     fn what_root_makes_in_anothers_folder_is_the_others() {
-        const OTHER: u32 = 4_321;
         let dir = tempfile::tempdir().unwrap();
         if chown(dir.path(), Some(OTHER), Some(OTHER)).is_err() {
             eprintln!("skipped: only root can give files away");
@@ -143,6 +205,7 @@ mod tests {
         File::append(&log, Access::Anybody).unwrap();
         lock_file(&lock).unwrap();
         for path in [record, log, lock] {
+            assert!(open_all(&path).iter().all(Result::is_ok), "opened again");
             let found = fs::metadata(&path).unwrap();
             assert_eq!((found.uid(), found.gid()), (OTHER, OTHER), "{}", path.display());
         }

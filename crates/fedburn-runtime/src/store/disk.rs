@@ -82,7 +82,7 @@ impl DiskStore {
     /// [`StateError::Store`] where the directory cannot be used, or another process has it open.
     pub fn open(root: impl Into<PathBuf>, after: RoundIndex) -> Result<Self, StateError> {
         let root = root.into();
-        let made = fs::create_dir_all(root.join(CLIENTS)).and_then(|()| File::create(root.join("lock")));
+        let made = fs::create_dir_all(root.join(CLIENTS)).and_then(|()| durable::lock_file(&root.join("lock")));
         let lock = made.map_err(|e| failed(&root, &e))?;
         lock.try_lock().map_err(|e| match e {
             TryLockError::WouldBlock => StateError::Store {
