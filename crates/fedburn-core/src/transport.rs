@@ -98,6 +98,7 @@ pub struct Outcome<B: Backend> {
 ///
 /// # Laws
 /// Each request yields exactly one outcome, at the latest when the timeout ends; outcomes may come in any order.
+/// Where there are clients, waiting for them ends at once.
 /// Checked by `fedburn_testkit::transport_suite`.
 pub trait ServerTransport<B: Backend>: Send {
     /// Every client that may be asked now, sorted by id.
@@ -107,9 +108,7 @@ pub trait ServerTransport<B: Backend>: Send {
     ///
     /// # Errors
     /// [`TransportError`] where no round can follow: the server was asked to end, or cannot go on.
-    fn wait(&mut self, _timeout: Duration) -> Result<(), TransportError> {
-        Ok(())
-    }
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError>;
 
     /// Sends the requests and yields outcomes as they come. Dropping the iterator abandons what is outstanding.
     fn exchange<'a>(

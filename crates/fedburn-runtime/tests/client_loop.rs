@@ -54,6 +54,10 @@ impl<B: Backend> ServerTransport<B> for Played<B> {
         self.server.as_ref().unwrap().clients()
     }
 
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.server().wait(timeout)
+    }
+
     fn exchange<'a>(
         &'a mut self,
         requests: Vec<(ClientId, Request<B>)>,

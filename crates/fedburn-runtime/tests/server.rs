@@ -318,6 +318,10 @@ impl<B: Backend, T: ServerTransport<B>> ServerTransport<B> for Mortal<T> {
         self.transport.clients()
     }
 
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.transport.wait(timeout)
+    }
+
     fn exchange<'a>(
         &'a mut self,
         requests: Vec<(ClientId, Request<B>)>,

@@ -97,6 +97,10 @@ impl<B: Backend> ServerTransport<B> for LinkServer<B> {
         self.0.clients.clone()
     }
 
+    fn wait(&mut self, _: Duration) -> Result<(), TransportError> {
+        Ok(())
+    }
+
     fn exchange<'a>(
         &'a mut self,
         requests: Vec<(ClientId, Request<B>)>,

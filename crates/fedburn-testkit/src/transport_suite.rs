@@ -26,7 +26,8 @@ pub fn transport_suite_schema() -> Arc<ParamSchema> {
 pub fn transport_suite<B: Backend, T: ServerTransport<B>>(connect: impl Fn(EchoPopulation) -> T, device: &B::Device) {
     let population = || EchoPopulation::new(20);
 
-    let transport = connect(population());
+    let mut transport = connect(population());
+    transport.wait(Duration::MAX).expect("nobody is waited for where clients are there");
     let clients = transport.clients();
     assert!(clients.is_sorted_by(|a, b| a.id < b.id), "clients are sorted by id, without repeats");
     assert_eq!(clients.len(), 20, "every client is known");

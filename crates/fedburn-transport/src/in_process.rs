@@ -68,6 +68,10 @@ impl<B: Backend> ServerTransport<B> for InProcess<B> {
         self.clients.clone()
     }
 
+    fn wait(&mut self, _: Duration) -> Result<(), TransportError> {
+        Ok(())
+    }
+
     fn exchange<'a>(
         &'a mut self,
         mut requests: Vec<(ClientId, Request<B>)>,

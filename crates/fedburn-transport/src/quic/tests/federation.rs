@@ -36,6 +36,10 @@ impl<B: Backend> ServerTransport<B> for Federation<B> {
         self.server.as_ref().unwrap().clients()
     }
 
+    fn wait(&mut self, timeout: Duration) -> Result<(), TransportError> {
+        self.server().wait(timeout)
+    }
+
     fn exchange<'a>(
         &'a mut self,
         requests: Vec<(ClientId, Request<B>)>,
