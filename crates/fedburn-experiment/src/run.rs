@@ -339,6 +339,9 @@ impl Job<'_> {
         if summary.stopped.as_ref().is_some_and(|reason| *reason == interrupted()) {
             return Ok(SeedOutcome::Interrupted(summary.round));
         }
+        if let Some(serving) = &self.options.serving {
+            serving.monitor.over();
+        }
         drop(server);
 
         self.write_model(&summary)?;
@@ -479,7 +482,7 @@ const BURN_VERSION: &str = "0.21.0";
 struct Interrupt(Arc<AtomicBool>);
 
 /// Why a run stops that the user interrupts.
-pub(crate) fn interrupted() -> StopReason {
+fn interrupted() -> StopReason {
     StopReason("interrupted".to_owned())
 }
 

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::fs;
 use std::process::Command;
 
 use fedburn::core::Seed;
@@ -217,6 +218,23 @@ fn an_interrupted_server_ends_its_round_and_its_nodes_wait_until_it_goes_on() {
     assert_eq!(json(&dir.join("run.json"))["status"]["kind"], "stopped");
     let server = federation.serve();
     federation.finish(server, nodes).assert_same(&simulated, "after an interrupt");
+}
+
+#[test]
+fn a_server_whose_disk_fails_says_so_and_its_nodes_wait_until_it_goes_on() {
+    let place = Workplace::new(&(SCAFFOLD.to_owned() + "transport = { kind = \"quic\", wait_secs = 60 }\n"));
+    let simulated = in_process(&place, "--workers 2");
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    let checkpoints = federation.dir().join("checkpoint");
+    fs::remove_dir(&checkpoints).unwrap();
+    fs::write(&checkpoints, "no folder").unwrap();
+    let nodes = federation.join_all();
+    assert_eq!(server.0.wait().unwrap().code(), Some(1), "{}", federation.log("server"));
+    assert_eq!(json(&federation.dir().join("run.json"))["status"]["kind"], "failed");
+    fs::remove_file(&checkpoints).unwrap();
+    let server = federation.serve();
+    federation.finish(server, nodes).assert_same(&simulated, "after a failed checkpoint");
 }
 
 /// A federation that needs one update a round, so that it goes on without those who refuse.

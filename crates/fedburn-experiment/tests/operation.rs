@@ -5,13 +5,16 @@
 mod support;
 
 use std::fs;
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 use support::federation::{Federation, Running};
 use support::traces::{Traces, last_round};
-use support::{Workplace, json};
+use support::{Finished, Workplace, json};
 
 const SMALL: &str = r#"
 title = "Six clients & one page"
@@ -238,8 +241,20 @@ fn a_browser_shows_the_rounds_to_who_has_the_token() {
 }
 
 #[test]
+fn systemd_hears_of_no_server_that_could_not_start() {
+    let place = Workplace::new(SMALL);
+    let socket = UnixDatagram::bind(place.path("notify")).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut command = place.command(&format!("serve suite --listen {address} --no-page --out out --quiet"));
+    command.env("NOTIFY_SOCKET", place.path("notify")).env_remove("WATCHDOG_USEC");
+    Finished::of(command).assert_refused(&[&address.to_string()]);
+    assert_eq!(socket.recv(&mut [0; 64]).unwrap_err().kind(), ErrorKind::WouldBlock);
+}
+
+#[test]
 fn the_log_is_one_json_object_a_line_and_systemd_hears_how_it_stands() {
-    use std::os::unix::net::UnixDatagram;
     let place = Workplace::new(SMALL);
     let socket = UnixDatagram::bind(place.path("notify")).unwrap();
     socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();

@@ -70,8 +70,8 @@ impl Serving {
     }
 
     /// Listens, says where, and waits for clients; `None` where the user's interrupt came first. What comes back says
-    /// goodbye to the nodes when it is dropped; where the user interrupted the run it says nothing, like a server that
-    /// is killed, and they wait for its return.
+    /// goodbye to the nodes when it is dropped and the run is over. Whatever ends it before that, it says nothing, like
+    /// a server that is killed, and they wait for its return.
     pub(crate) fn start<B: Backend>(
         &self,
         call: &Call<'_, B>,
@@ -213,7 +213,7 @@ impl<B: Backend> ServerTransport<B> for Served<B> {
 
 impl<B: Backend> Drop for Served<B> {
     fn drop(&mut self) {
-        if let Some(server) = self.server.take().filter(|_| !self.monitor.goes_on()) {
+        if let Some(server) = self.server.take().filter(|_| self.monitor.is_over()) {
             server.close();
         }
     }

@@ -12,7 +12,6 @@ use fedburn::transport::quic::{NetworkWatch, Traffic};
 use super::snapshot::{Cohort, Failure, JobState, Phase, RoundRows, RunFacts, Snapshot};
 use super::systemd;
 use crate::federation::Durability;
-use crate::run::interrupted;
 
 /// Knows what a served run is doing. Clones know the same.
 #[derive(Clone)]
@@ -25,7 +24,7 @@ struct Watched {
     network: Option<NetworkWatch>,
     /// When so many bytes had come and gone, the oldest first.
     samples: VecDeque<(Instant, Traffic)>,
-    /// The rounds ended by themselves, not by the user's interrupt.
+    /// Nothing is left to ask of clients.
     is_over: bool,
 }
 
@@ -94,10 +93,14 @@ impl Monitor {
         gave_up.then_some(RoundIndex(watched.snapshot.checkpoint.unwrap_or(0)))
     }
 
-    /// Whether the user's interrupt is what ends the run: it goes on when its server starts again.
-    pub(crate) fn goes_on(&self) -> bool {
-        let watched = self.lock();
-        watched.snapshot.phase == Phase::Draining && !watched.is_over
+    /// Nothing is left to ask of clients.
+    pub(crate) fn over(&self) {
+        self.lock().is_over = true;
+    }
+
+    /// Whether nothing is left to ask of clients: else the run goes on when its server starts again.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().is_over
     }
 
     /// The run has ended. Of one that was over before anything of it was seen, the folder tells the rounds.
@@ -109,9 +112,11 @@ impl Monitor {
             snapshot.rounds = snapshot.round;
         }
         snapshot.phase = Phase::Ended;
-        snapshot.state = state;
         // Of a run that was over when it was started, nobody has told it yet.
-        systemd::notify("READY=1");
+        if state == JobState::Finished {
+            systemd::notify("READY=1");
+        }
+        snapshot.state = state;
     }
 
     fn lock(&self) -> MutexGuard<'_, Watched> {
@@ -123,7 +128,7 @@ impl Monitor {
 impl Observer for Monitor {
     fn on_event(&mut self, event: &Event) -> ControlFlow<StopReason> {
         let mut watched = self.lock();
-        let Watched { snapshot, rows, is_over, .. } = &mut *watched;
+        let Watched { snapshot, rows, .. } = &mut *watched;
         if let Some(row) = RoundRow::after(rows.last(), event) {
             rows.truncate(rows.partition_point(|known| known.round < row.round));
             snapshot.last = Some(row.clone());
@@ -168,10 +173,7 @@ impl Observer for Monitor {
                 snapshot.enter(Phase::Evaluating);
             }
             Event::Checkpointed { round } => snapshot.checkpoint = Some(round.0),
-            Event::RunEnded { stopped, .. } => {
-                *is_over = stopped.as_ref().is_none_or(|reason| *reason != interrupted());
-                snapshot.enter(Phase::Finishing);
-            }
+            Event::RunEnded { .. } => snapshot.enter(Phase::Finishing),
             _ => {}
         }
         ControlFlow::Continue(())
