@@ -6,9 +6,11 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
+use socket2::{Domain, Socket, Type};
 use support::federation::Federation;
 use support::traces::Traces;
 use support::{STEADY, Workplace};
@@ -30,10 +32,15 @@ fn play<'a>(place: &'a Workplace, server: Option<&str>, nodes: Option<&str>) -> 
     federation
 }
 
+fn times_unsent(federation: &Federation<'_>) -> [usize; 3] {
+    ["server", "node-0", "node-1"].map(|name| federation.log(name).matches("trace.unsent").count())
+}
+
 #[test]
 fn a_round_is_one_trace_of_the_server_and_its_nodes() {
     let (place, collector) = (Workplace::new(&config()), Collector::start());
-    play(&place, Some(&collector.address), Some(&collector.address));
+    let federation = play(&place, Some(&collector.address), Some(&collector.address));
+    assert_eq!(times_unsent(&federation), [0; 3]);
 
     let mut traces = BTreeMap::<Vec<u8>, Vec<Span>>::new();
     for span in collector.spans() {
@@ -74,58 +81,67 @@ fn a_round_is_one_trace_of_the_server_and_its_nodes() {
 #[test]
 fn nodes_trace_only_what_the_server_traces() {
     let (place, collector) = (Workplace::new(&config()), Collector::start());
-    play(&place, None, Some(&collector.address));
+    let federation = play(&place, None, Some(&collector.address));
+    assert_eq!(times_unsent(&federation), [0; 3]);
     assert!(collector.spans().is_empty());
 }
 
 #[test]
 fn a_collector_that_is_away_costs_the_run_nothing_and_is_told_once() {
     let place = Workplace::new(&config());
-    // Nobody listens where somebody just did.
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // The port is taken, and nobody listens.
+    let taken = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    taken.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    let gone = taken.local_addr().unwrap().as_socket().unwrap();
     let federation = play(&place, Some(&format!("http://{gone}")), None);
-    assert_eq!(federation.log("server").matches("trace.unsent").count(), 1, "{}", federation.log("server"));
+    assert_eq!(times_unsent(&federation), [1, 0, 0]);
 }
+
+/// Bodies of requests, each an `ExportTraceServiceRequest`.
+type Batches = Vec<Vec<u8>>;
 
 /// A collector that takes whatever comes.
 struct Collector {
     address: String,
-    batches: Arc<Mutex<Vec<Vec<u8>>>>,
+    connections: Arc<Mutex<Vec<JoinHandle<Batches>>>>,
 }
 
 impl Collector {
     fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, batches) = (format!("http://{}", listener.local_addr().unwrap()), Arc::default());
-        let collector = Self { address, batches: Arc::clone(&batches) };
+        let (address, connections) = (format!("http://{}", listener.local_addr().unwrap()), Arc::default());
+        let collector = Self { address, connections: Arc::clone(&connections) };
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let batches = batches.clone();
-                std::thread::spawn(move || take(&stream.unwrap(), &batches));
+            while let Ok((stream, _)) = listener.accept() {
+                // Held meanwhile: nothing of it is answered that is not among them.
+                let mut connections = connections.lock().unwrap();
+                connections.push(std::thread::spawn(move || batches(&stream)));
             }
         });
         collector
     }
 
-    fn spans(&self) -> Vec<Span> {
-        self.batches.lock().unwrap().iter().flat_map(|batch| spans(batch)).collect()
+    /// All that came, once the processes that it came from have ended.
+    fn spans(self) -> Vec<Span> {
+        let connections = std::mem::take(&mut *self.connections.lock().unwrap());
+        connections.into_iter().flat_map(|batches| batches.join().unwrap()).flat_map(|batch| spans(&batch)).collect()
     }
 }
 
-/// Answers the requests of one connection.
-fn take(mut stream: &TcpStream, batches: &Mutex<Vec<Vec<u8>>>) {
-    let mut lines = BufReader::new(stream);
+/// Answers the requests of one connection, to its end.
+fn batches(mut stream: &TcpStream) -> Batches {
+    let (mut lines, mut batches) = (BufReader::new(stream), Vec::new());
     loop {
         let (mut head, mut line) = (Vec::new(), String::new());
         while lines.read_line(&mut line).is_ok_and(|len| len > 2) {
             head.push(std::mem::take(&mut line).trim().to_lowercase());
         }
-        let Some(first) = head.first() else { return };
+        let Some(first) = head.first() else { return batches };
         assert!(first.starts_with("post /v1/traces ") && head.contains(&"content-type: application/x-protobuf".into()));
         let length = head.iter().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
         let mut batch = vec![0; length];
         lines.read_exact(&mut batch).unwrap();
-        batches.lock().unwrap().push(batch);
+        batches.push(batch);
         stream
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: application/x-protobuf\r\nContent-Length: 0\r\n\r\n")
             .unwrap();

@@ -8,34 +8,43 @@ use async_trait::async_trait;
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, Key, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
+use opentelemetry_otlp::{
+    OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TIMEOUT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
+    OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, RetryPolicy, SpanExporter, WithHttpConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanProcessor};
 use serde_json::Value;
 
 use super::{Span, SpanSink, TraceError};
 
-/// A collector of traces, as the environment describes it. When it is dropped, it sends what is left, for as long as
-/// [`PATIENCE`].
+/// A collector of traces, as the environment describes it. When it is dropped, it sends what is left.
 #[derive(Debug)]
 pub(super) struct Collector {
     batches: BatchSpanProcessor,
+    /// How long the last spans may take.
+    at_the_end: Duration,
     scope: InstrumentationScope,
 }
 
 impl Collector {
     /// The one that the environment names, told of spans of `service`; `None` where it names none.
     pub(super) fn from_environment(service: &'static str) -> Result<Option<Self>, TraceError> {
-        let is = |name: &str| env::var(name).is_ok_and(|value| !value.is_empty());
-        if !(is("OTEL_EXPORTER_OTLP_ENDPOINT") || is("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")) {
+        let said = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+        if said(OTEL_EXPORTER_OTLP_TRACES_ENDPOINT).or_else(|| said(OTEL_EXPORTER_OTLP_ENDPOINT)).is_none() {
             return Ok(None);
         }
-        let exporter = SpanExporter::builder().with_http().with_http_client(Client::new()).build();
+        let patience = said(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| said(OTEL_EXPORTER_OTLP_TIMEOUT));
+        let patience = patience.and_then(|millis| millis.parse().ok()).map_or(PATIENCE, Duration::from_millis);
+        let exporter = SpanExporter::builder().with_http().with_http_client(Client::new(patience));
+        // A collector that took a batch and was too slow to say so would get it twice.
+        let exporter = exporter.with_retry_policy(RetryPolicy::disabled()).build();
         let exporter = exporter.map_err(|e| TraceError { reason: e.to_string() })?;
         let mut batches = BatchSpanProcessor::builder(exporter).build();
         batches.set_resource(&resource(service));
         let scope = InstrumentationScope::builder("fedburn").with_version(env!("CARGO_PKG_VERSION")).build();
-        Ok(Some(Self { batches, scope }))
+        // The batch that may be under way, and what is left.
+        Ok(Some(Self { batches, at_the_end: 2 * patience, scope }))
     }
 }
 
@@ -62,8 +71,10 @@ impl SpanSink for Collector {
 
 impl Drop for Collector {
     fn drop(&mut self) {
-        // The client has told already where the collector is away.
-        let _ = self.batches.shutdown_with_timeout(PATIENCE);
+        // What the client could not send, it has told.
+        if let Err(error) = self.batches.shutdown_with_timeout(self.at_the_end) {
+            tracing::warn!(reason = error.to_string(), "trace.unsent");
+        }
     }
 }
 
@@ -92,8 +103,8 @@ struct Client {
 }
 
 impl Client {
-    fn new() -> Self {
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).http_status_as_error(false);
+    fn new(patience: Duration) -> Self {
+        let config = ureq::Agent::config_builder().timeout_global(Some(patience)).http_status_as_error(false);
         Self { agent: config.build().into(), is_away: AtomicBool::new(false) }
     }
 
@@ -121,7 +132,7 @@ impl HttpClient for Client {
     }
 }
 
-/// How long a collector may take for a batch, and for what is left at the end.
+/// How long a collector may take for a batch where the environment says nothing.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// What a collector answers has at most so many bytes.
 const LONGEST_ANSWER: u64 = 64 << 10;

@@ -4,6 +4,7 @@
 //! around its own ([`TaskSpans`]). The server names each task's span in its offer, and what the node does becomes part of
 //! it. Where spans go ([`Tracer`]) is the only thing that knows OpenTelemetry, and needs the feature `otel`.
 
+mod clock;
 #[cfg(feature = "otel")]
 mod collector;
 mod ids;

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use fedburn::core::{ClientId, Event, Observer, RoundIndex, StopReason};
 
+use super::clock::Clock;
 use super::{RunTrace, Span, Tracer};
 
 /// Records each round as a trace: the round, and as its parts, one after another, choosing the cohort (`sample`), the
@@ -15,6 +16,8 @@ use super::{RunTrace, Span, Tracer};
 pub struct RoundSpans {
     tracer: Tracer,
     run: RunTrace,
+    /// Set anew with each round.
+    clock: Clock,
     /// When the latest part ended, and the next began.
     latest: SystemTime,
     open: Option<Open>,
@@ -31,7 +34,8 @@ struct Open {
 impl RoundSpans {
     /// Spans of the rounds of `run`.
     pub fn new(tracer: Tracer, run: RunTrace) -> Self {
-        Self { tracer, run, latest: SystemTime::now(), open: None }
+        let clock = Clock::set();
+        Self { tracer, run, clock, latest: clock.began(), open: None }
     }
 
     fn saw(&mut self, event: &Event, now: SystemTime) {
@@ -94,7 +98,11 @@ impl RoundSpans {
 
 impl Observer for RoundSpans {
     fn on_event(&mut self, event: &Event) -> ControlFlow<StopReason> {
-        self.saw(event, SystemTime::now());
+        self.saw(event, self.clock.now());
+        if self.open.is_none() {
+            self.clock = Clock::set();
+            self.latest = self.clock.began();
+        }
         ControlFlow::Continue(())
     }
 }

@@ -9,6 +9,7 @@ use fedburn::core::{Asked, ClientFailure, ClientId, ClientTransport, Reply, Roun
 use fedburn::transport::quic::{NodeId, QuicClient, Taken};
 use fedburn::transport::wire::TraceParent;
 
+use super::clock::Clock;
 use super::{Span, Tracer};
 
 /// A node's transport that records the parts of each task that the server traces: `download` of what it needs, `train`
@@ -18,7 +19,7 @@ pub struct TaskSpans<B: Backend> {
     tracer: Option<Tracer>,
     node: NodeId,
     /// The tasks that are worked on, and since when.
-    training: Mutex<BTreeMap<(ClientId, RoundIndex), (TraceParent, SystemTime)>>,
+    training: Mutex<BTreeMap<(ClientId, RoundIndex), (TraceParent, Clock)>>,
 }
 
 impl<B: Backend> TaskSpans<B> {
@@ -32,7 +33,7 @@ impl<B: Backend> TaskSpans<B> {
         Span { remote: true, ..span }
     }
 
-    fn training(&self) -> MutexGuard<'_, BTreeMap<(ClientId, RoundIndex), (TraceParent, SystemTime)>> {
+    fn training(&self) -> MutexGuard<'_, BTreeMap<(ClientId, RoundIndex), (TraceParent, Clock)>> {
         // Nothing panics while it holds the lock.
         self.training.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -42,9 +43,10 @@ impl<B: Backend> ClientTransport<B> for TaskSpans<B> {
     fn next(&self) -> Result<Option<Asked<B>>, TransportError> {
         let Some(Taken { asked, span, fetching }) = self.transport.take()? else { return Ok(None) };
         if let (Some(tracer), Some(task)) = (&self.tracer, span) {
-            let now = SystemTime::now();
-            tracer.record(self.span(task, "download", now.checked_sub(fetching).unwrap_or(now), now));
-            self.training().insert((asked.client, asked.request.round()), (task, now));
+            let clock = Clock::set();
+            let taken = clock.began();
+            tracer.record(self.span(task, "download", taken.checked_sub(fetching).unwrap_or(taken), taken));
+            self.training().insert((asked.client, asked.request.round()), (task, clock));
         }
         Ok(Some(asked))
     }
@@ -59,14 +61,14 @@ impl<B: Backend> ClientTransport<B> for TaskSpans<B> {
             Ok(Reply::Evaluated(_)) => None,
             _ => self.training().remove(&(client, round)),
         };
-        let (Some(tracer), Some((task, taken))) = (&self.tracer, task) else {
+        let (Some(tracer), Some((task, clock))) = (&self.tracer, task) else {
             return self.transport.reply(client, round, reply);
         };
-        let (failure, answered) = (reply.as_ref().err().map(ClientFailure::to_string), SystemTime::now());
-        tracer.record(self.span(task, "train", taken, answered).failed(failure));
+        let (failure, answered) = (reply.as_ref().err().map(ClientFailure::to_string), clock.now());
+        tracer.record(self.span(task, "train", clock.began(), answered).failed(failure));
         let sent = self.transport.reply(client, round, reply);
         let failure = sent.as_ref().err().map(TransportError::to_string);
-        tracer.record(self.span(task, "upload", answered, SystemTime::now()).failed(failure));
+        tracer.record(self.span(task, "upload", answered, clock.now()).failed(failure));
         sent
     }
 }

@@ -22,6 +22,16 @@ pub struct Federation<'a> {
     pub collector: Option<String>,
 }
 
+/// What the processes said, where the test fails.
+impl Drop for Federation<'_> {
+    fn drop(&mut self) {
+        let files = fs::read_dir(self.path("")).into_iter().flatten().flatten().map(|entry| entry.path());
+        for log in files.filter(|_| std::thread::panicking()).filter(|path| path.extension() == Some("log".as_ref())) {
+            eprintln!("{}:\n{}", log.display(), fs::read_to_string(&log).unwrap_or_default());
+        }
+    }
+}
+
 /// A process that ends with its owner.
 pub struct Running(pub Child);
 
@@ -97,7 +107,11 @@ impl<'a> Federation<'a> {
 
     fn command(&self, arguments: &str) -> Command {
         let mut command = self.place.command(arguments);
-        command.envs(self.collector.iter().map(|address| ("OTEL_EXPORTER_OTLP_ENDPOINT", address)));
+        if let Some(address) = &self.collector {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", address);
+            // Batches go at once, and however slow the machine is, a collector that takes them is not too slow.
+            command.env("OTEL_BSP_SCHEDULE_DELAY", "50").env("OTEL_EXPORTER_OTLP_TIMEOUT", "60000");
+        }
         command
     }
 

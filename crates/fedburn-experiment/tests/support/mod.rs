@@ -66,7 +66,13 @@ impl Workplace {
     pub fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fedburn"));
         command.args(arguments.split_whitespace()).current_dir(self.dir.path());
-        command.env("FEDBURN_DATA", self.path("data")).env_remove("FEDBURN_LOG").stdin(Stdio::null());
+        let from_outside = |name: &str| {
+            name == "FEDBURN_LOG" || name.starts_with("OTEL_") || name.to_ascii_uppercase().ends_with("_PROXY")
+        };
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(from_outside)) {
+            command.env_remove(name);
+        }
+        command.env("FEDBURN_DATA", self.path("data")).stdin(Stdio::null());
         command
     }
 
