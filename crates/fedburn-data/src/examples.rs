@@ -145,6 +145,14 @@ impl Examples {
         self.tensors(inputs, indices.iter().map(|&index| self.labels[index]), device)
     }
 
+    /// The inputs of all examples in the host's memory, `[examples, channels, height, width]`.
+    pub fn inputs(&self) -> TensorData {
+        let mut inputs = Vec::with_capacity(self.len() * self.size());
+        (0..self.len()).for_each(|index| self.append_input(index, &mut inputs));
+        let [channels, height, width] = self.shape;
+        TensorData::new(inputs, [self.len(), channels, height, width])
+    }
+
     /// The examples at `indices`, in that order, as examples of their own.
     ///
     /// # Panics

@@ -176,10 +176,8 @@ impl<B: Kernels> ServerModels<B> for Experiment {
                 .to_owned(),
         };
         let examples = self.server_data.as_ref().ok_or_else(missing)?;
-        let all: Vec<usize> = (0..examples.len()).collect();
         // The inputs alone: labels are not the strategy's to see.
-        let inputs = examples.batch::<B>(&all, &B::Device::default()).inputs.into_data();
-        Ok(Strategy::PerClient(Box::new(FedDf::new(config, base, self.zoo.clone(), inputs)?)))
+        Ok(Strategy::PerClient(Box::new(FedDf::new(config, base, self.zoo.clone(), examples.inputs())?)))
     }
 }
 
