@@ -15,6 +15,7 @@ pub fn corpus(decoder: &str) -> Result<Vec<Vec<u8>>, String> {
 }
 
 fn unhex(line: &str) -> Option<Vec<u8>> {
-    let byte = |at: usize| u8::from_str_radix(line.get(at..at + 2)?, 16).ok();
-    (0..line.len()).step_by(2).map(byte).collect()
+    let (pairs, rest) = line.as_bytes().as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    if rest.is_empty() { pairs.iter().map(byte).collect() } else { None }
 }

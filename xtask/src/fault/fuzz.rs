@@ -4,7 +4,7 @@
 //! Here is what goes around it: instrumented build, several decoders side by side, a table, and the committed inputs.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -202,20 +202,14 @@ fn build() -> Cargo {
 fn followed(mut command: Command, name: &str, log: &Path) -> Result<Search, String> {
     let failed = |e: io::Error| format!("{}: {e}", log.display());
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    let (mut file, mut search, mut broken) = (fs::File::create(log).map_err(failed)?, Search::default(), None);
-    let lines = child.stderr.take().map(BufReader::new).into_iter().flat_map(|lines| lines.split(b'\n'));
-    for line in lines.map_while(Result::ok) {
-        let line = String::from_utf8_lossy(&line);
-        writeln!(file, "{line}").map_err(failed)?;
-        search.read(&line);
-        if line.contains("\tpulse ") {
-            eprintln!("{name}: {}", line.replace('\t', " "));
-        }
-        if let Some((_, path)) = line.split_once("Test unit written to ") {
-            broken = Some(PathBuf::from(path));
-        }
+    let said = child.stderr.take().map_or(Ok((Search::default(), None)), |said| logged(said, name, log));
+    if said.is_err() {
+        // Nobody reads what it says any more, and it would go on for hours. It may have ended by itself.
+        let _ = child.kill();
     }
-    match child.wait().map_err(failed)? {
+    let status = child.wait().map_err(failed)?;
+    let (search, broken) = said.map_err(failed)?;
+    match status {
         status if status.success() => {
             eprintln!("{name}: done, {} inputs", search.inputs);
             Ok(search)
@@ -230,6 +224,23 @@ fn followed(mut command: Command, name: &str, log: &Path) -> Result<Search, Stri
             ))
         }
     }
+}
+
+/// What a program says until it ends: figures, and where the input is that broke it.
+fn logged(said: impl Read, name: &str, log: &Path) -> io::Result<(Search, Option<PathBuf>)> {
+    let (mut file, mut search, mut broken) = (fs::File::create(log)?, Search::default(), None);
+    for line in BufReader::new(said).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        writeln!(file, "{line}")?;
+        search.read(&line);
+        if line.contains("\tpulse ") {
+            eprintln!("{name}: {}", line.replace('\t', " "));
+        }
+        if let Some((_, path)) = line.split_once("Test unit written to ") {
+            broken = Some(PathBuf::from(path));
+        }
+    }
+    Ok((search, broken))
 }
 
 impl Search {
@@ -256,10 +267,14 @@ fn corpus(decoder: &str) -> PathBuf {
 /// The committed inputs.
 fn committed(decoder: &str) -> Result<Vec<Vec<u8>>, String> {
     let path = corpus(decoder);
-    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    let input = |line: &str| line.as_bytes().chunks(2).map(byte).collect::<Option<Vec<u8>>>();
-    let inputs: Option<Vec<_>> = workspace::read(&path)?.lines().map(input).collect();
+    let inputs: Option<Vec<_>> = workspace::read(&path)?.lines().map(unhex).collect();
     inputs.ok_or_else(|| format!("{}: expected bytes in hexadecimal, an input a line", path.display()))
+}
+
+fn unhex(line: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = line.as_bytes().as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    if rest.is_empty() { pairs.iter().map(byte).collect() } else { None }
 }
 
 fn hex(input: &[u8]) -> String {
@@ -305,6 +320,27 @@ mod tests {
             search.read(line);
         }
         assert_eq!(search, Search { inputs: 3_000_000, new: 612, edges: 391, held: 4_096 });
+    }
+
+    #[test]
+    fn half_a_byte_is_no_input() {
+        assert_eq!(unhex("00ff"), Some(vec![0, 255]));
+        assert_eq!((unhex("00f"), unhex("00zz"), unhex("0é")), (None, None, None));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_program_that_cannot_be_followed_is_ended() {
+        let pid = std::env::temp_dir().join(format!("fedburn-xtask-fuzz-pid-{}", std::process::id()));
+        let mut command = Command::new("sh");
+        // A log that is full.
+        command.args(["-c", &format!("echo $$ > {}; echo held: 1 >&2; exec tail -f /dev/null", pid.display())]);
+        let failure = followed(command, "frames", Path::new("/dev/full")).unwrap_err();
+        assert!(failure.starts_with("/dev/full: "), "{failure}");
+        let is_there = format!("kill -0 {}", fs::read_to_string(&pid).unwrap());
+        let alive = Command::new("sh").args(["-c", &is_there]).status().unwrap();
+        fs::remove_file(pid).unwrap();
+        assert!(!alive.success());
     }
 
     #[test]
