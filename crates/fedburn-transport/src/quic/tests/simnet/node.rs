@@ -108,7 +108,7 @@ impl Desk {
             let (client, round) = (asked.client, asked.request.round());
             let reply = self.answer(asked);
             if let Err(ClientFailure::Failed { reason }) = &reply {
-                panic!("I3: client {client} in round {round}: {reason}");
+                panic!("client {client} in round {round}: {reason}");
             }
             self.node.reply(client, round, reply).await?;
         }

@@ -122,11 +122,11 @@ impl World {
         let nodes: Vec<Node> =
             (0..).zip(nodes).map(|(n, node)| node.unwrap_or_else(|| Node::start(&self, n))).collect();
         lives.push((Machine::Server, server.life));
-        if let Err(broken) = timeout(CALM * 3, server.task).await.expect("I6: the rounds end") {
+        if let Err(broken) = timeout(CALM * 3, server.task).await.expect("the rounds end") {
             std::panic::resume_unwind(broken.into_panic());
         }
         for (number, mut node) in nodes.into_iter().enumerate() {
-            match timeout(FORGOTTEN, &mut node.task).await.expect("I6: nodes end with their server") {
+            match timeout(FORGOTTEN, &mut node.task).await.expect("nodes end with their server") {
                 Ok(Ok(())) => {}
                 // It was away when the server said goodbye.
                 Ok(Err(reason)) => assert!(reason.contains("10.0.0.1:4843"), "node {number}: {reason}"),
@@ -136,7 +136,7 @@ impl World {
         }
         let forgotten = self.network.now() + FORGOTTEN;
         while let Some((machine, _)) = lives.iter().find(|(_, life)| life.strong_count() > 0) {
-            assert!(self.network.now() < forgotten, "I4: something of {machine:?} is still there, and it has ended");
+            assert!(self.network.now() < forgotten, "something of {machine:?} is still there, and it has ended");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         self.published.lock().unwrap().check(&self.schema, &self.script);
