@@ -42,6 +42,7 @@ mod population;
 mod round;
 mod sampler;
 mod seed;
+mod staged;
 mod state;
 mod strategy;
 mod transport;
@@ -61,13 +62,14 @@ pub use mixing::MixingWeights;
 pub use model::{ClassId, Classifier, Mode, ModelFamily, Split};
 pub use observer::{Event, Observer, StopReason};
 pub use params::{
-    ParamEntry, ParamKind, ParamSchema, ParamVector, flat_gradients, flatten, load, load_frozen, load_to_train,
-    schema_of,
+    ParamEntry, ParamKind, ParamSchema, ParamVector, flat_gradients, flatten, is_below, load, load_frozen,
+    load_to_train, schema_of,
 };
 pub use population::{Population, Worker};
 pub use round::{Round, RoundIndex};
 pub use sampler::ClientSampler;
 pub use seed::{Purpose, Seed};
+pub use staged::{Stage, Staged, Stages};
 pub use state::{StateData, StateDict, StateStore, StateTensor};
 pub use strategy::{Aggregate, MeanStrategy, PerClientStrategy, RoundMean, Strategy, UpdateSet, Weighting};
 pub use transport::{Asked, ClientFailure, ClientTransport, History, Outcome, Reply, Request, ServerTransport};

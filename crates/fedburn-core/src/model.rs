@@ -7,7 +7,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::Seed;
+use crate::{Seed, Staged};
 
 /// A class label, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +39,12 @@ pub trait Classifier<B: Backend>: Module<B> {
 
     /// The model's two parts, for algorithms that look at features; `None` where it has no such parts.
     fn split(&self) -> Option<&dyn Split<B>> {
+        None
+    }
+
+    /// The model's parts from input to output, for algorithms that train a few of them at a time; `None` where it is not
+    /// made so.
+    fn staged(&self) -> Option<&dyn Staged<B>> {
         None
     }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fedburn::core::{ClientSampler, Purpose, Seed, Strategy};
+use fedburn::core::{Classifier, ClientSampler, ModelFamily, Purpose, Seed, Strategy, schema_of};
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, Examples, PartitionStatistics};
@@ -12,7 +12,8 @@ use fedburn::ops::Kernels;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
 use fedburn::strategies::{FedDf, FedDfConfig, FedFtg, FedFtgConfig, Mixing, ServerModels, StrategyConfigError};
 use fedburn::train::{
-    ClientDataSource, ClientList, LabelFlipping, LocalData, LocalTraining, PersonalConfig, RuleConfig,
+    ClientDataSource, ClientList, DepthwiseConfig, LabelFlipping, LocalData, LocalTraining, PersonalConfig, RuleConfig,
+    StepMemory,
 };
 
 use crate::compatibility;
@@ -151,6 +152,46 @@ impl Experiment {
     pub fn strategy<B: Kernels>(&self) -> Result<Strategy<B>, ConfigError> {
         let refuse = |reason: String| ConfigError::Value { path: self.path.clone(), table: "strategy", reason };
         self.config.strategy.clone().build_with(self).map_err(|e| refuse(e.to_string()))
+    }
+}
+
+impl Experiment {
+    /// What a training step needs of memory; `None` where the model is not made of blocks.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where the model makes no schema.
+    pub fn step_memory<B: Kernels>(&self, device: &B::Device) -> Result<Option<StepMemory>, ConfigError> {
+        let model = ModelFamily::<B>::init(&self.zoo, Seed::new(0), device);
+        let Some(stages) = model.staged().map(|staged| staged.stages(self.dataset.train.shape())) else {
+            return Ok(None);
+        };
+        let schema = schema_of::<B, _>(&model).map_err(|e| self.refused("model", e.to_string()))?;
+        Ok(Some(StepMemory::new(&stages, &schema, &self.training, size_of::<B::FloatElem>())))
+    }
+
+    /// Checks that there are clients with the memory to train, where their memory matters.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] with the smallest budget that would do.
+    pub fn check_memory<B: Kernels>(&self, device: &B::Device) -> Result<(), ConfigError> {
+        let RuleConfig::Depthwise(DepthwiseConfig { memory: config, .. }) = &self.config.client.rule else {
+            return Ok(());
+        };
+        let Some(memory) = self.step_memory::<B>(device)? else {
+            let reason = "it is not made of blocks, and [client] rule `depthwise` trains block by block; expected \
+                          preresnet20 or vit";
+            return Err(self.refused("model", reason.to_owned()));
+        };
+        let cuts = (0..config.groups()).map(|group| memory.cut(config.budget(group, memory.whole())));
+        match cuts.max_by_key(Result::is_ok) {
+            Some(Err(error)) => Err(self.refused("client", format!("`rule.depthwise.memory`: {error}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error of a table of the file.
+    pub(crate) fn refused(&self, table: &'static str, reason: String) -> ConfigError {
+        ConfigError::Value { path: self.path.clone(), table, reason }
     }
 }
 

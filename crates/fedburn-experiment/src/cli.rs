@@ -42,6 +42,8 @@ pub enum Command {
     Experiment(ExperimentCommand),
     /// Show how an experiment splits its data, without training.
     Partition(PartitionArgs),
+    /// Show how clients cut the model to fit their memory, without training.
+    Plan(PlanArgs),
     /// Find data sets or download them.
     #[command(subcommand)]
     Data(DataCommand),
@@ -227,6 +229,28 @@ pub struct PartitionArgs {
     /// Write bars.svg and heat-map.svg into this folder.
     #[arg(long)]
     pub svg: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Folder of data sets [default: $FEDBURN_DATA, else the user's data folder].
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Where things are.
+    #[command(flatten)]
+    pub places: Places,
+}
+
+/// Arguments of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// An experiment: suite/name or a .toml file.
+    pub target: String,
+    /// Override a field of the file: `client.batch_size=8`. May be repeated.
+    #[arg(long = "set", value_name = "FIELD=VALUE")]
+    pub overrides: Vec<String>,
+    /// flex, ndarray, cuda, wgpu or tch.
+    #[arg(long, default_value = "flex")]
+    pub backend: BackendName,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

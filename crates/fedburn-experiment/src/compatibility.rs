@@ -34,7 +34,7 @@ pub fn check(config: &ExperimentConfig, clients: usize) -> Result<(), Incompatib
 
 /// SCAFFOLD and FedDyn have a client half and a server half: one without the other is no algorithm.
 fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
-    let (rule, strategy) = (config.client.rule, &config.strategy);
+    let (rule, strategy) = (&config.client.rule, &config.strategy);
     let server = |is: fn(&StrategyConfig) -> bool| strategy.layers().any(is);
     let halves = [
         (
@@ -115,15 +115,19 @@ fn tunes_before_averaging(strategy: &StrategyConfig) -> Option<&'static str> {
 
 /// FedNova divides by what steps of SGD add up to.
 fn steps(config: &ExperimentConfig) -> Result<(), Incompatible> {
-    let fednova = config.strategy.layers().any(|layer| matches!(layer, StrategyConfig::FedNova(_)));
-    match &config.client.personal {
-        Some(PersonalConfig::PFedMe(_)) if fednova => {
-            let reason = "`fednova` divides updates by what their steps of SGD add up to, and those of [client] personal \
-                          `pfedme` are not made of such steps; expected another strategy, for example fedavg";
-            refuse("strategy", reason.to_owned())
-        }
-        _ => Ok(()),
+    if !config.strategy.layers().any(|layer| matches!(layer, StrategyConfig::FedNova(_))) {
+        return Ok(());
     }
+    let (what, why) = match (&config.client.personal, &config.client.rule) {
+        (Some(PersonalConfig::PFedMe(_)), _) => ("personal `pfedme`", "are not made of such steps"),
+        (_, RuleConfig::Depthwise(_)) => ("rule `depthwise`", "differ from part to part of the model"),
+        _ => return Ok(()),
+    };
+    let reason = format!(
+        "`fednova` divides updates by what their steps of SGD add up to, and those of [client] {what} {why}; expected \
+         another strategy, for example fedavg"
+    );
+    refuse("strategy", reason)
 }
 
 /// Server and clients of FedDyn add up the same moves, which they do only where nothing of a move is lost for good.
@@ -329,6 +333,12 @@ mod tests {
         assert_table(&[
             (pfedme, "kind = 'fednova'", "", &["strategy", "`fednova`", "`pfedme`"]),
             (pfedme, "kind = 'fedavg'", "", &[]),
+            (
+                ", rule = { depthwise = { memory = '1 MiB' } }",
+                "kind = 'fednova'",
+                "",
+                &["strategy", "`fednova`", "rule `depthwise`"],
+            ),
             (", personal = { kind = 'ditto' }", "kind = 'fednova'", "", &[]),
         ]);
     }

@@ -48,6 +48,7 @@ pub mod library;
 pub mod list;
 mod metric;
 pub mod operation;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod results;

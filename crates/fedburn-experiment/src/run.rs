@@ -181,7 +181,7 @@ pub enum RunError {
 /// [`RunError::Backend`], [`RunError::Config`], [`RunError::Occupied`], [`RunError::Assembly`] where clients over a
 /// network are not served.
 pub fn check_start(run: &Run, options: &RunOptions) -> Result<(), RunError> {
-    options.backend.run(StrategyCheck(run))??;
+    options.backend.run(PartsCheck(run))??;
     if let (TransportConfig::Quic(_), None) = (&run.experiment().config().transport, &options.serving) {
         let reason = "[transport] the clients of kind `quic` are other processes; use `fedburn serve`, or pass \
                       --workers 0 to play them in this one";
@@ -192,13 +192,14 @@ pub fn check_start(run: &Run, options: &RunOptions) -> Result<(), RunError> {
     if !options.fresh && other() { Err(RunError::Occupied { dir }) } else { Ok(()) }
 }
 
-struct StrategyCheck<'a>(&'a Run);
+struct PartsCheck<'a>(&'a Run);
 
-impl BackendJob for StrategyCheck<'_> {
+impl BackendJob for PartsCheck<'_> {
     type Output = Result<(), ConfigError>;
 
-    fn run<B: Kernels>(self, _: B::Device) -> Self::Output {
-        self.0.experiment().strategy::<B>().map(drop)
+    fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
+        self.0.experiment().strategy::<B>()?;
+        self.0.experiment().check_memory::<B>(&device)
     }
 }
 

@@ -89,6 +89,41 @@ fn a_rule_that_compares_features_needs_a_model_with_features() {
 }
 
 #[test]
+fn memory_that_nobody_can_train_in_is_told_with_what_would_do() {
+    let rule = |memory: &str| format!("rule = {{ depthwise = {{ memory = {memory} }} }}");
+    refused_edit("rule = \"sgd\"", &rule("'64 MB'"), &["client.rule", "`64 MB` is no amount", "\"64 MiB\""]);
+    refused_edit("rule = \"sgd\"", &rule("[]"), &["[client]", "`rule.depthwise.memory` is 0", "at least one group"]);
+    refused_edit("rule = \"sgd\"", &rule("'64 MiB'"), &["[model]", "not made of blocks", "preresnet20"]);
+    let place = Workplace::new(&small_memory("['2 KiB', '1 KiB']"));
+    let words = ["[client]", "`rule.depthwise.memory`", "insufficient memory: 2.00 KiB", "expected at least"];
+    refused(&place, "", &words);
+    place.call("plan suite").assert_refused(&words);
+    Workplace::new(STEADY).call("plan suite").assert_refused(&["[client]", "`rule` counts no memory", "depthwise"]);
+
+    place.write("benches/experiments/suite/name.toml", small_memory("['2 KiB', '1 GiB']"));
+    let plan = place.succeed("plan suite/name").stdout;
+    for line in
+        ["suite/name", "  9 blocks", "group 0: clients 0 to 2, 2.00 KiB", "  insufficient memory", "stem 1 2 3 4"]
+    {
+        assert!(plan.contains(line), "`{line}` is not in\n{plan}");
+    }
+    let json = &place.succeed("plan suite/name --json").stdout;
+    let plan: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(plan["groups"][1]["cut"]["parts"][0]["blocks"]["end"], 9, "{json}");
+    assert!(plan["groups"][0]["cut"].is_null());
+    place.succeed("experiment run suite --quiet --out out --set server.rounds=1 --set sampler.per_round=6");
+    let events = fs::read_to_string(place.seed("out", 0).join("events.jsonl")).unwrap();
+    assert!(events.contains("insufficient memory"), "{events}");
+}
+
+/// The steady federation with a model of blocks, and this much memory.
+fn small_memory(memory: &str) -> String {
+    STEADY
+        .replace("\"softmax\"", "\"preresnet20\", width = 2")
+        .replace("rule = \"sgd\"", &format!("rule = {{ depthwise = {{ memory = {memory} }} }}"))
+}
+
+#[test]
 fn unknown_kinds_list_the_known_ones() {
     refused_edit("\"dirichlet\"", "\"dirichelet\"", &["partition.kind", "`dirichelet`", "`dirichlet`", "`shards`"]);
     refused_edit("\"softmax\"", "\"resnet9\"", &["model.kind", "`resnet9`", "`two_nn`", "`resnet18`"]);

@@ -26,14 +26,11 @@ fn every_file_and_cell_of_the_suites_is_accepted() {
             Ok(planned) => {
                 for cell in &planned {
                     let run = &cell.runs[0];
-                    let strategy = run.experiment().strategy::<burn_flex::Flex>();
-                    assert!(
-                        strategy.is_ok(),
-                        "{}: {:?}: {}",
-                        experiment.path.display(),
-                        cell.cell,
-                        strategy.err().unwrap()
-                    );
+                    let strategy = run.experiment().strategy::<burn_flex::Flex>().map(drop);
+                    let memory = run.experiment().check_memory::<burn_flex::Flex>(&burn_flex::FlexDevice);
+                    if let Err(error) = strategy.and(memory) {
+                        panic!("{}: {:?}: {error}", experiment.path.display(), cell.cell);
+                    }
                 }
                 cells += planned.len();
             }

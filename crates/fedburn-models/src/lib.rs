@@ -32,10 +32,12 @@ mod init;
 mod layers;
 mod lenet5;
 mod norm;
+mod preresnet;
 mod projection;
 mod resnet;
 mod softmax;
 mod two_nn;
+mod vit;
 mod zoo;
 
 pub use char_lstm::{CharLstm, CharLstmFamily, LstmCell};
@@ -45,11 +47,13 @@ pub use fedavg_cnn::{FedAvgCnn, FedAvgCnnFamily};
 pub use init::{InitScheme, seeded};
 pub use layers::{conv2d, linear, linear_relu, relu_max_pool2d};
 pub use lenet5::{LeNet5, LeNet5Family};
-pub use norm::{Norm, NormChoice};
+pub use norm::{Norm, NormChoice, ScaleShift};
+pub use preresnet::{PreActivationBlock, PreResNet, PreResNetFamily};
 pub use projection::Projection;
 pub use resnet::{ResNet, ResNetFamily, ResidualBlock, Shortcut};
 pub use softmax::{Softmax, SoftmaxFamily};
 pub use two_nn::{TwoNn, TwoNnFamily};
+pub use vit::{EncoderLayer, Vit, VitConfig, VitFamily};
 pub use zoo::{NormKind, Zoo, ZooConfig, ZooModel};
 
 #[cfg(doctest)]

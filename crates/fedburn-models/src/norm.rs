@@ -1,6 +1,6 @@
 //! Normalisation layers with an explicit mode.
 
-use burn::module::{Module, RunningState};
+use burn::module::{Initializer, Module, Param, RunningState};
 use burn::nn::{BatchNorm, BatchNormConfig, GroupNorm, GroupNormConfig};
 use burn::tensor::activation::relu;
 use burn::tensor::{Tensor, backend::Backend};
@@ -17,6 +17,8 @@ pub enum NormChoice {
     },
     /// Batch norm, as in the original nets.
     Batch,
+    /// Batch norm without running statistics: always by the batch at hand, also when a model is evaluated.
+    BatchAtHand,
 }
 
 /// A normalisation layer.
@@ -26,6 +28,17 @@ pub enum Norm<B: Backend> {
     Group(GroupNorm<B>),
     /// By channel over the batch.
     Batch(BatchNorm<B>),
+    /// The same in either mode.
+    BatchAtHand(ScaleShift<B>),
+}
+
+/// Batch norm without running statistics.
+#[derive(Module, Debug)]
+pub struct ScaleShift<B: Backend> {
+    /// `[channels]`.
+    pub gamma: Param<Tensor<B, 1>>,
+    /// `[channels]`.
+    pub beta: Param<Tensor<B, 1>>,
 }
 
 impl NormChoice {
@@ -34,6 +47,10 @@ impl NormChoice {
         match self {
             NormChoice::Group { groups } => Norm::Group(GroupNormConfig::new(groups, channels).init(device)),
             NormChoice::Batch => Norm::Batch(BatchNormConfig::new(channels).init(device)),
+            NormChoice::BatchAtHand => Norm::BatchAtHand(ScaleShift {
+                gamma: Initializer::Ones.init([channels], device),
+                beta: Initializer::Zeros.init([channels], device),
+            }),
         }
     }
 }
@@ -47,6 +64,9 @@ impl<B: Kernels> Norm<B> {
                 fedburn_ops::group_norm(x, gamma, beta, layer.num_groups, layer.epsilon)
             }
             Norm::Batch(layer) => batch_norm(layer, x, mode),
+            Norm::BatchAtHand(layer) => over_batch(x, |x, channels| {
+                fedburn_ops::group_norm(x, layer.gamma.val(), layer.beta.val(), channels, EPSILON)
+            }),
         }
     }
 
@@ -58,8 +78,21 @@ impl<B: Kernels> Norm<B> {
                 fedburn_ops::group_norm_relu(x, gamma, beta, layer.num_groups, layer.epsilon)
             }
             Norm::Batch(layer) => relu(batch_norm(layer, x, mode)),
+            Norm::BatchAtHand(layer) => over_batch(x, |x, channels| {
+                fedburn_ops::group_norm_relu(x, layer.gamma.val(), layer.beta.val(), channels, EPSILON)
+            }),
         }
     }
+}
+
+/// `normalise` of `x` `[batch, channels, height, width]` as one image, whose groups are its channels.
+fn over_batch<B: Backend>(
+    x: Tensor<B, 4>,
+    normalise: impl FnOnce(Tensor<B, 4>, usize) -> Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    let [batch, channels, height, width] = x.dims();
+    let one = x.swap_dims(0, 1).reshape([1, channels, batch * height, width]);
+    normalise(one, channels).reshape([channels, batch, height, width]).swap_dims(0, 1)
 }
 
 /// Gamma and beta `[channels]`, one and zero where the layer has none.
@@ -183,6 +216,18 @@ mod tests {
         for (i, y) in run(&norm, Mode::Evaluate).into_iter().enumerate() {
             let expected = (X[i] - means[channel(i)]) / (variances[channel(i)] + 1e-5).sqrt();
             assert!((y - expected).abs() < 1e-5, "value {i}: {y}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn batch_norm_without_running_statistics_is_that_of_training_in_both_modes() {
+        let (batch, at_hand) =
+            (NormChoice::Batch.build::<Flex>(2, &FlexDevice), NormChoice::BatchAtHand.build::<Flex>(2, &FlexDevice));
+        let expected = run(&batch, Mode::Train);
+        for mode in [Mode::Train, Mode::Evaluate] {
+            for (found, expected) in run(&at_hand, mode).into_iter().zip(&expected) {
+                assert!((found - expected).abs() < 1e-5, "{mode:?}: {found}, expected {expected}");
+            }
         }
     }
 

@@ -188,7 +188,13 @@ impl<B: Kernels> ResidualBlock<B> {
 }
 
 /// A convolution without bias (the norm after it has one) that keeps the size at stride 1.
-fn conv<B: Backend>(inputs: usize, outputs: usize, kernel: usize, stride: usize, device: &B::Device) -> Conv2d<B> {
+pub(crate) fn conv<B: Backend>(
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    device: &B::Device,
+) -> Conv2d<B> {
     let padding = kernel / 2;
     Conv2dConfig::new([inputs, outputs], [kernel, kernel])
         .with_stride([stride, stride])

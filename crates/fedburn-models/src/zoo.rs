@@ -3,15 +3,15 @@
 use burn::backend::Autodiff;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode, ModelFamily, Seed, Split};
+use fedburn_core::{Classifier, Mode, ModelFamily, Seed, Split, Staged};
 use fedburn_ops::Kernels;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{at_least, refuse};
 use crate::projection::Features;
 use crate::{
-    CharLstm, CharLstmFamily, FedAvgCnn, FedAvgCnnFamily, LeNet5, LeNet5Family, ModelError, NormChoice, ResNet,
-    ResNetFamily, Softmax, SoftmaxFamily, TwoNn, TwoNnFamily,
+    CharLstm, CharLstmFamily, FedAvgCnn, FedAvgCnnFamily, LeNet5, LeNet5Family, ModelError, NormChoice, PreResNet,
+    PreResNetFamily, ResNet, ResNetFamily, Softmax, SoftmaxFamily, TwoNn, TwoNnFamily, Vit, VitConfig, VitFamily,
 };
 
 /// An architecture as a configuration file names it, `kind = "two_nn"` and so on.
@@ -51,6 +51,34 @@ pub enum ZooConfig {
         #[serde(default = "groups")]
         groups: usize,
     },
+    /// [`PreResNet`] of 20 layers.
+    #[serde(rename = "preresnet20")]
+    PreResNet20 {
+        /// Channels of the first group; the second has twice, the third four times as many.
+        #[serde(default = "preresnet_width")]
+        width: usize,
+        /// Which normalisation; batch norm has no running statistics here.
+        #[serde(default = "batch")]
+        norm: NormKind,
+        /// Groups of group norm, a divisor of `width`; two unless given. Not to be given with batch norm.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<usize>,
+    },
+    /// [`Vit`], of the sizes of ViT-Ti/16 unless given.
+    Vit {
+        /// Side of a patch; divides the sides of the image.
+        #[serde(default = "vit_patch")]
+        patch: usize,
+        /// Numbers of a token.
+        #[serde(default = "vit_width")]
+        width: usize,
+        /// Layers.
+        #[serde(default = "vit_depth")]
+        depth: usize,
+        /// Heads of attention, a divisor of `width`.
+        #[serde(default = "vit_heads")]
+        heads: usize,
+    },
     /// [`CharLstm`], the next-character model.
     CharLstm {
         /// Units in each of the two layers.
@@ -78,6 +106,17 @@ pub enum NormKind {
     Batch,
 }
 
+impl NormKind {
+    /// The normalisation of `model` with the configured groups; `batch` is what it takes for batch norm.
+    fn choice(self, model: &'static str, given: Option<usize>, batch: NormChoice) -> Result<NormChoice, ModelError> {
+        match (self, given) {
+            (NormKind::Group, given) => Ok(NormChoice::Group { groups: given.unwrap_or_else(groups) }),
+            (NormKind::Batch, None) => Ok(batch),
+            (NormKind::Batch, Some(found)) => refuse(model, "groups", found, "nothing, since batch norm has no groups"),
+        }
+    }
+}
+
 impl ZooConfig {
     /// Checks the architecture against the data: inputs `[channels, height, width]` and the number of classes.
     ///
@@ -90,17 +129,18 @@ impl ZooConfig {
             ZooConfig::TwoNn { hidden } => Zoo::TwoNn(TwoNnFamily::new(input, classes, hidden)?),
             ZooConfig::LeNet5 {} => Zoo::LeNet5(LeNet5Family::new(input, classes)?),
             ZooConfig::FedAvgCnn {} => Zoo::FedAvgCnn(FedAvgCnnFamily::new(input, classes)?),
-            ZooConfig::ResNet { depth, norm, groups: given } => {
-                let norm = match (norm, given) {
-                    (NormKind::Group, given) => NormChoice::Group { groups: given.unwrap_or_else(groups) },
-                    (NormKind::Batch, None) => NormChoice::Batch,
-                    (NormKind::Batch, Some(found)) => {
-                        return refuse("resnet", "groups", found, "nothing, since batch norm has no groups");
-                    }
-                };
+            ZooConfig::ResNet { depth, norm, groups } => {
+                let norm = norm.choice("resnet", groups, NormChoice::Batch)?;
                 Zoo::ResNet(ResNetFamily::small(input, classes, depth, norm)?)
             }
             ZooConfig::ResNet18 { groups } => Zoo::ResNet(ResNetFamily::resnet18(input, classes, groups)?),
+            ZooConfig::PreResNet20 { width, norm, groups } => {
+                let norm = norm.choice("preresnet20", groups, NormChoice::BatchAtHand)?;
+                Zoo::PreResNet(PreResNetFamily::new(input, classes, width, norm)?)
+            }
+            ZooConfig::Vit { patch, width, depth, heads } => {
+                Zoo::Vit(VitFamily::new(input, classes, VitConfig { patch, width, depth, heads })?)
+            }
             ZooConfig::CharLstm { hidden } => Zoo::CharLstm(CharLstmFamily::new(input, classes, hidden)?),
             ZooConfig::Projected { body, width } => {
                 at_least("projected", "width", width, 1)?;
@@ -128,6 +168,10 @@ pub enum Zoo {
     FedAvgCnn(FedAvgCnnFamily),
     /// A residual net.
     ResNet(ResNetFamily),
+    /// A pre-activation residual net.
+    PreResNet(PreResNetFamily),
+    /// A vision transformer.
+    Vit(VitFamily),
     /// The next-character model.
     CharLstm(CharLstmFamily),
 }
@@ -145,6 +189,8 @@ impl Zoo {
             Zoo::LeNet5(family) => Some(&mut family.features),
             Zoo::FedAvgCnn(family) => Some(&mut family.features),
             Zoo::ResNet(family) => Some(&mut family.features),
+            Zoo::PreResNet(family) => Some(&mut family.features),
+            Zoo::Vit(family) => Some(&mut family.features),
             Zoo::CharLstm(family) => Some(&mut family.features),
         }
     }
@@ -164,6 +210,10 @@ pub enum ZooModel<B: Backend> {
     FedAvgCnn(FedAvgCnn<B>),
     /// A residual net.
     ResNet(ResNet<B>),
+    /// A pre-activation residual net.
+    PreResNet(PreResNet<B>),
+    /// A vision transformer.
+    Vit(Vit<B>),
     /// The next-character model.
     CharLstm(CharLstm<B>),
 }
@@ -179,6 +229,8 @@ impl<B: Kernels> ModelFamily<B> for Zoo {
             Zoo::LeNet5(family) => ZooModel::LeNet5(family.init(seed, device)),
             Zoo::FedAvgCnn(family) => ZooModel::FedAvgCnn(family.init(seed, device)),
             Zoo::ResNet(family) => ZooModel::ResNet(family.init(seed, device)),
+            Zoo::PreResNet(family) => ZooModel::PreResNet(family.init(seed, device)),
+            Zoo::Vit(family) => ZooModel::Vit(family.init(seed, device)),
             Zoo::CharLstm(family) => ZooModel::CharLstm(family.init(seed, device)),
         }
     }
@@ -192,6 +244,8 @@ impl<B: Kernels> Classifier<B> for ZooModel<B> {
             ZooModel::LeNet5(model) => model.forward(inputs, mode),
             ZooModel::FedAvgCnn(model) => model.forward(inputs, mode),
             ZooModel::ResNet(model) => model.forward(inputs, mode),
+            ZooModel::PreResNet(model) => model.forward(inputs, mode),
+            ZooModel::Vit(model) => model.forward(inputs, mode),
             ZooModel::CharLstm(model) => model.forward(inputs, mode),
         }
     }
@@ -203,7 +257,17 @@ impl<B: Kernels> Classifier<B> for ZooModel<B> {
             ZooModel::LeNet5(model) => model.split(),
             ZooModel::FedAvgCnn(model) => model.split(),
             ZooModel::ResNet(model) => model.split(),
+            ZooModel::PreResNet(model) => model.split(),
+            ZooModel::Vit(model) => model.split(),
             ZooModel::CharLstm(model) => model.split(),
+        }
+    }
+
+    fn staged(&self) -> Option<&dyn Staged<B>> {
+        match self {
+            ZooModel::PreResNet(model) => model.staged(),
+            ZooModel::Vit(model) => model.staged(),
+            _ => None,
         }
     }
 }
@@ -214,6 +278,30 @@ fn two_nn_hidden() -> usize {
 
 fn groups() -> usize {
     2
+}
+
+fn preresnet_width() -> usize {
+    16
+}
+
+fn batch() -> NormKind {
+    NormKind::Batch
+}
+
+fn vit_patch() -> usize {
+    16
+}
+
+fn vit_width() -> usize {
+    192
+}
+
+fn vit_depth() -> usize {
+    12
+}
+
+fn vit_heads() -> usize {
+    3
 }
 
 fn lstm_hidden() -> usize {

@@ -21,6 +21,14 @@ fn resnet(depth: usize, norm: NormKind) -> ZooConfig {
     ZooConfig::ResNet { depth, norm, groups: None }
 }
 
+fn preresnet(width: usize, norm: NormKind) -> ZooConfig {
+    ZooConfig::PreResNet20 { width, norm, groups: None }
+}
+
+fn vit([patch, width, depth, heads]: [usize; 4]) -> ZooConfig {
+    ZooConfig::Vit { patch, width, depth, heads }
+}
+
 fn projected(body: ZooConfig, width: usize) -> ZooConfig {
     ZooConfig::Projected { body: Box::new(body), width }
 }
@@ -34,6 +42,9 @@ fn small() -> Vec<(Zoo, [usize; 3])> {
         (ZooConfig::FedAvgCnn {}, [2, 4, 5]),
         (resnet(8, NormKind::Group), [3, 6, 5]),
         (resnet(8, NormKind::Batch), [3, 6, 5]),
+        (preresnet(2, NormKind::Group), [3, 6, 5]),
+        (preresnet(2, NormKind::Batch), [3, 6, 5]),
+        (vit([2, 8, 3, 2]), [3, 6, 4]),
         (ZooConfig::CharLstm { hidden: 12 }, [1, 1, 6]),
         (projected(ZooConfig::TwoNn { hidden: 16 }, 7), [1, 5, 4]),
     ];
@@ -95,6 +106,9 @@ fn parameter_counts_are_those_of_the_literature() {
         (resnet(32, NormKind::Group), [3, 32, 32], 10, 466_906),
         (resnet(56, NormKind::Group), [3, 32, 32], 10, 855_770),
         (ZooConfig::ResNet18 { groups: 2 }, [3, 32, 32], 10, 11_173_962),
+        (preresnet(16, NormKind::Batch), [3, 32, 32], 10, 272_314),
+        (preresnet(16, NormKind::Group), [3, 32, 32], 10, 272_314),
+        (vit([16, 192, 12, 3]), [3, 224, 224], 1000, 5_717_416),
         (ZooConfig::CharLstm { hidden: 256 }, [1, 1, 80], 80, 819_920),
         (projected(ZooConfig::LeNet5 {}, 256), [1, 28, 28], 10, 61_706 - 850 + 85 * 84 + 85 * 256 + 257 * 10),
     ];
@@ -302,6 +316,11 @@ fn impossible_models_are_refused_with_field_value_and_expectation() {
         (projected(ZooConfig::LeNet5 {}, 4), [1, 8, 8], 10, "model `lenet5`: input height is 8"),
         (projected(ZooConfig::Softmax {}, 4), image, 10, "model `projected`: body is Softmax, expected a model"),
         (projected(projected(ZooConfig::LeNet5 {}, 4), 4), image, 10, "without a projection"),
+        (preresnet(0, NormKind::Batch), image, 10, "model `preresnet20`: width is 0, expected at least 1"),
+        (preresnet(3, NormKind::Group), image, 10, "groups is 2, expected a divisor of `width`, 3"),
+        (vit([5, 8, 1, 1]), image, 10, "model `vit`: input height is 28, expected a multiple of `patch`, 5"),
+        (vit([7, 8, 1, 3]), image, 10, "model `vit`: heads is 3, expected a divisor of `width`, 8"),
+        (vit([7, 8, 0, 1]), image, 10, "model `vit`: depth is 0, expected at least 1"),
         (ZooConfig::CharLstm { hidden: 256 }, image, 10, "input shape is [1, 28, 28], expected [1, 1, length]"),
         (ZooConfig::CharLstm { hidden: 256 }, [1, 1, 0], 10, "input width is 0, expected at least 1"),
     ];
@@ -319,6 +338,8 @@ fn the_smallest_allowed_inputs_work() {
         (ZooConfig::FedAvgCnn {}, [1, 4, 4]),
         (resnet(8, NormKind::Group), [1, 4, 4]),
         (resnet(8, NormKind::Batch), [1, 4, 4]),
+        (preresnet(1, NormKind::Batch), [1, 4, 4]),
+        (vit([4, 2, 1, 1]), [1, 4, 4]),
         (ZooConfig::CharLstm { hidden: 1 }, [1, 1, 1]),
     ];
     for (config, input) in cases {
@@ -340,6 +361,8 @@ fn configurations_have_defaults_and_refuse_unknown_fields() {
         ("resnet", "depth = 20", resnet(20, NormKind::Group)),
         ("resnet", "depth = 8\nnorm = \"batch\"", resnet(8, NormKind::Batch)),
         ("resnet18", "", ZooConfig::ResNet18 { groups: 2 }),
+        ("preresnet20", "", preresnet(16, NormKind::Batch)),
+        ("vit", "", vit([16, 192, 12, 3])),
         ("char_lstm", "", ZooConfig::CharLstm { hidden: 256 }),
     ];
     for (kind, fields, expected) in cases {
@@ -347,8 +370,8 @@ fn configurations_have_defaults_and_refuse_unknown_fields() {
         let config = parse(&text).unwrap();
         assert_eq!(config, expected);
         assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
-        let message = parse(&format!("{text}\nwidth = 3")).unwrap_err().to_string();
-        assert!(message.contains("unknown field `width`"), "{message}");
+        let message = parse(&format!("{text}\nbreadth = 3")).unwrap_err().to_string();
+        assert!(message.contains("unknown field `breadth`"), "{message}");
     }
     let around = parse("kind = \"projected\"\nbody = { kind = \"lenet5\" }").unwrap();
     assert_eq!(around, projected(ZooConfig::LeNet5 {}, 256));

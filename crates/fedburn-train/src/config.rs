@@ -6,9 +6,9 @@ use fedburn_data::{Batches, ClientData};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FedDynRuleConfig, LocalFedDyn, LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalScaffold, LocalSgd, MoonConfig,
-    NtdConfig, PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
-    SharpnessAwareConfig, TrainModel, TrainingConfigError,
+    DepthwiseConfig, FedDynRuleConfig, LocalDepthwise, LocalFedDyn, LocalMoon, LocalNtd, LocalProximal, LocalRule,
+    LocalScaffold, LocalSgd, MoonConfig, NtdConfig, PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig,
+    Sgd, SgdConfig, Sharpened, SharpnessAwareConfig, TrainModel, TrainingConfigError,
 };
 
 /// How a client trains. [`LocalTrainingConfig::build`] checks it.
@@ -75,7 +75,7 @@ pub struct LocalTrainingConfig {
 }
 
 /// Which local rule a client follows: `"sgd"`, or a table such as `{ proximal = { mu = 0.1 } }`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RuleConfig {
@@ -93,6 +93,8 @@ pub enum RuleConfig {
     Ntd(NtdConfig),
     /// MOON, [`LocalMoon`].
     Moon(MoonConfig),
+    /// FeDepth, [`LocalDepthwise`].
+    Depthwise(DepthwiseConfig),
 }
 
 /// Checked settings of local training, shared by all clients of a run.
@@ -100,6 +102,7 @@ pub enum RuleConfig {
 pub struct LocalTraining {
     config: LocalTrainingConfig,
     length: Length,
+    clients: usize,
 }
 
 /// How long a local run lasts.
@@ -162,7 +165,7 @@ impl LocalTrainingConfig {
                 check("schedule.floor", floor, |v| (0.0..=1.0).contains(&v), "a number in [0, 1]")?;
             }
         }
-        Ok(LocalTraining { config: self, length })
+        Ok(LocalTraining { config: self, length, clients: 1 })
     }
 
     fn check_rule(&self) -> Result<(), TrainingConfigError> {
@@ -170,9 +173,9 @@ impl LocalTrainingConfig {
             |field, value: f64| check(field, value, |v| v >= 0.0 && v.is_finite(), "a number of at least 0");
         let above_0 = |field, value: f64| check(field, value, |v| v > 0.0 && v.is_finite(), "a number above 0");
         let overshoots = "a number below 1 / `lr`, beyond which steps overshoot";
-        match self.rule {
+        match &self.rule {
             RuleConfig::Sgd => {}
-            RuleConfig::Proximal(ProximalConfig { mu }) => {
+            &RuleConfig::Proximal(ProximalConfig { mu }) => {
                 at_least_0("rule.proximal.mu", mu)?;
                 check("rule.proximal.mu", mu, |mu| mu * self.lr < 1.0, overshoots)?;
             }
@@ -180,17 +183,25 @@ impl LocalTrainingConfig {
                 let expected = "0 with the rule `scaffold`, whose control variates are those of plain steps";
                 check("momentum", self.momentum, |momentum| momentum == 0.0, expected)?;
             }
-            RuleConfig::FedDyn(FedDynRuleConfig { alpha }) => {
+            &RuleConfig::FedDyn(FedDynRuleConfig { alpha }) => {
                 above_0("rule.feddyn.alpha", alpha)?;
                 check("rule.feddyn.alpha", alpha, |alpha| alpha * self.lr < 1.0, overshoots)?;
             }
-            RuleConfig::Ntd(NtdConfig { beta, tau }) => {
+            &RuleConfig::Ntd(NtdConfig { beta, tau }) => {
                 at_least_0("rule.ntd.beta", beta)?;
                 above_0("rule.ntd.tau", tau)?;
             }
-            RuleConfig::Moon(MoonConfig { mu, temperature }) => {
+            &RuleConfig::Moon(MoonConfig { mu, temperature }) => {
                 at_least_0("rule.moon.mu", mu)?;
                 above_0("rule.moon.temperature", temperature)?;
+            }
+            RuleConfig::Depthwise(DepthwiseConfig { memory, mutual }) => {
+                let expected = "at least one group of clients, each with a number above 0";
+                check("rule.depthwise.memory", memory.groups(), |_| memory.is_possible(), expected)?;
+                above_0("rule.depthwise.mutual", mutual.unwrap_or(1.0))?;
+                let both = mutual.is_some() && self.sharpness.is_some();
+                let expected = "absent with `sharpness`, which would take two steps of the client's own model for one";
+                check("rule.depthwise.mutual", mutual.unwrap_or(0.0), |_| !both, expected)?;
             }
         }
         match self.sharpness {
@@ -208,6 +219,17 @@ impl LocalTraining {
     /// The settings that were checked.
     pub fn config(&self) -> &LocalTrainingConfig {
         &self.config
+    }
+
+    /// The same settings for one of so many clients: what is shared out among them is shared out by that.
+    #[must_use]
+    pub fn among(self, clients: usize) -> Self {
+        Self { clients, ..self }
+    }
+
+    /// Number of clients of the federation; 1 unless [`LocalTraining::among`] says otherwise.
+    pub fn clients(&self) -> usize {
+        self.clients
     }
 
     /// The mini-batches of one local run. The order of the examples is drawn from `seed`.
@@ -243,13 +265,14 @@ impl LocalTraining {
 
     /// The configured rule, without state.
     pub fn rule<B: Backend, M: TrainModel<B> + 'static>(&self) -> Box<dyn LocalRule<B, M>> {
-        let rule: Box<dyn LocalRule<B, M>> = match self.config.rule {
+        let rule: Box<dyn LocalRule<B, M>> = match &self.config.rule {
             RuleConfig::Sgd => Box::new(LocalSgd),
-            RuleConfig::Proximal(config) => Box::new(LocalProximal::new(config)),
-            RuleConfig::Scaffold(config) => Box::new(LocalScaffold::new(config)),
-            RuleConfig::FedDyn(config) => Box::new(LocalFedDyn::new(config)),
-            RuleConfig::Ntd(config) => Box::new(LocalNtd::new(config)),
-            RuleConfig::Moon(config) => Box::new(LocalMoon::new(config)),
+            RuleConfig::Proximal(config) => Box::new(LocalProximal::new(*config)),
+            RuleConfig::Scaffold(config) => Box::new(LocalScaffold::new(*config)),
+            RuleConfig::FedDyn(config) => Box::new(LocalFedDyn::new(*config)),
+            RuleConfig::Ntd(config) => Box::new(LocalNtd::new(*config)),
+            RuleConfig::Moon(config) => Box::new(LocalMoon::new(*config)),
+            RuleConfig::Depthwise(config) => Box::new(LocalDepthwise::new(config.clone())),
         };
         match &self.config.personal {
             Some(personal) => personal.around(rule),
@@ -284,7 +307,11 @@ fn invalid(field: &'static str, value: impl ToString, expected: &'static str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ControlOption;
+    use crate::{Bytes, ControlOption, MemoryConfig};
+
+    fn depthwise(memory: MemoryConfig, mutual: Option<f64>) -> RuleConfig {
+        RuleConfig::Depthwise(DepthwiseConfig { memory, mutual })
+    }
 
     fn valid() -> LocalTrainingConfig {
         LocalTrainingConfig::sgd(1, 10, 0.1)
@@ -293,7 +320,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 33] = [
+        let cases: [(&str, Change); 38] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -323,6 +350,17 @@ mod tests {
             ("rule.ntd.tau", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 0.0 })),
             ("rule.moon.mu", |c| c.rule = RuleConfig::Moon(MoonConfig { mu: -1.0, temperature: 1.0 })),
             ("rule.moon.temperature", |c| c.rule = RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.0 })),
+            ("rule.depthwise.memory", |c| c.rule = depthwise(MemoryConfig::Groups(vec![]), None)),
+            ("rule.depthwise.memory", |c| c.rule = depthwise(MemoryConfig::Shares(vec![0.5, -1.0]), None)),
+            ("rule.depthwise.mutual", |c| c.rule = depthwise(MemoryConfig::Same(Bytes(9)), Some(0.0))),
+            ("rule.depthwise.mutual", |c| {
+                c.rule = depthwise(MemoryConfig::Same(Bytes(9)), Some(1.0));
+                c.sharpness = Some(SharpnessAwareConfig::Sam { rho: 0.1 });
+            }),
+            ("rule", |c| {
+                c.rule = depthwise(MemoryConfig::Same(Bytes(9)), None);
+                c.personal = Some(PersonalConfig::FedBn(crate::FedBnConfig::default()));
+            }),
             ("momentum", |c| (c.rule, c.momentum) = (RuleConfig::Scaffold(ScaffoldRuleConfig::default()), 0.9)),
             ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Sam { rho: -1.0 })),
             ("sharpness.rho", |c| c.sharpness = Some(SharpnessAwareConfig::Asam { rho: f64::NAN, eta: 0.0 })),
@@ -341,7 +379,7 @@ mod tests {
     fn toml_tables_round_trip_and_unknown_fields_are_refused() {
         let text = "steps = 5\nbatch_size = 8\nlr = 0.1\nschedule = { kind = \"cosine\", rounds = 10 }";
         let config: LocalTrainingConfig = toml::from_str(text).unwrap();
-        assert_eq!((config.rule, config.steps, config.epochs), (RuleConfig::Sgd, Some(5), None));
+        assert_eq!((config.rule.clone(), config.steps, config.epochs), (RuleConfig::Sgd, Some(5), None));
         assert_eq!(config.schedule, ScheduleConfig::Cosine { rounds: 10, floor: 0.0 });
         assert_eq!(toml::from_str::<LocalTrainingConfig>(&toml::to_string(&config).unwrap()).unwrap(), config);
         for wrong in [
@@ -361,6 +399,7 @@ mod tests {
             toml::from_str::<LocalTrainingConfig>(&format!("epochs = 1\nbatch_size = 8\nlr = 0.1\n{text}"))
         };
         let scaffold = |option| RuleConfig::Scaffold(ScaffoldRuleConfig { option });
+        let depthwise = |mutual| depthwise(MemoryConfig::Same(Bytes(64 << 20)), mutual);
         for (text, rule) in [
             ("\"sgd\"", RuleConfig::Sgd),
             ("{ proximal = { mu = 0.1 } }", RuleConfig::Proximal(ProximalConfig { mu: 0.1 })),
@@ -369,6 +408,8 @@ mod tests {
             ("{ feddyn = {} }", RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.01 })),
             ("{ ntd = { tau = 3.0 } }", RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 3.0 })),
             ("{ moon = { mu = 1.0 } }", RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.5 })),
+            ("{ depthwise = { memory = \"64 MiB\" } }", depthwise(None)),
+            ("{ depthwise = { memory = \"64 MiB\", mutual = 1.0 } }", depthwise(Some(1.0))),
         ] {
             let config = parse(&format!("rule = {text}")).unwrap();
             assert_eq!(config.rule, rule);

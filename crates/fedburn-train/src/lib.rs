@@ -49,6 +49,7 @@
 
 mod central;
 mod config;
+mod depth;
 mod error;
 mod evaluate;
 mod gradients;
@@ -63,6 +64,7 @@ mod supervised_client;
 
 pub use central::{CentralEpoch, CentralTraining};
 pub use config::{LocalTraining, LocalTrainingConfig, RuleConfig};
+pub use depth::{Bytes, BytesError, Cut, MemoryConfig, Part, StepMemory, TooLittleMemory};
 pub use error::{CentralError, Diverged, TrainingConfigError};
 pub use evaluate::{ClassifierEvaluator, evaluate_classifier};
 pub use gradients::global_norm;
@@ -70,11 +72,11 @@ pub use label_flipping::LabelFlipping;
 pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
-    Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, Descent, Ditto, DittoConfig, FedBn,
-    FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalFedDyn, LocalMoon, LocalNtd, LocalProximal,
-    LocalRule, LocalRun, LocalScaffold, LocalSgd, ModelContrast, MoonConfig, NotTrueDistillation, NtdConfig, PFedMe,
-    PFedMeConfig, PersonalConfig, Proximal, ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig,
-    TrainModel, Trained, cross_entropy, descend, edit_gradients,
+    Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, DepthwiseConfig, Descent, Ditto,
+    DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalDepthwise, LocalFedDyn,
+    LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalRun, LocalScaffold, LocalSgd, ModelContrast, MoonConfig,
+    NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig, Proximal, ProximalConfig, ScaffoldRuleConfig,
+    Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy, descend, edit_gradients,
 };
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};

@@ -78,7 +78,7 @@ pub struct SupervisedPopulation<B: Backend, F: ModelFamily<B>> {
 impl<B: Backend, F: ModelFamily<B>> SupervisedPopulation<B, F> {
     /// Clients with the data of `source` that train models of `family` on `device` by the rule of `training`.
     pub fn new(source: Arc<dyn ClientDataSource>, family: F, training: LocalTraining, device: B::Device) -> Self {
-        let training = Arc::new(training);
+        let training = Arc::new(training.among(source.clients().len()));
         let settings = training.clone();
         let (rule, wrapper) = (Arc::new(move || settings.rule()), Arc::new(unwrapped));
         Self { source, family, training, rule, wrapper, device }

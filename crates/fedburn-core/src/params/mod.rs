@@ -7,6 +7,6 @@ mod training;
 mod vector;
 
 pub use module::{flatten, load, schema_of};
-pub use schema::{ParamEntry, ParamKind, ParamSchema};
+pub use schema::{ParamEntry, ParamKind, ParamSchema, is_below};
 pub use training::{flat_gradients, load_frozen, load_to_train};
 pub use vector::ParamVector;

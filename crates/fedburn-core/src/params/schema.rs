@@ -52,6 +52,13 @@ impl ParamEntry {
     }
 }
 
+/// Whether the parameter at `path` is one of those that `layers` name, each with all that is below it.
+pub fn is_below(path: &str, layers: &[String]) -> bool {
+    let below =
+        |layer: &String| path.strip_prefix(&**layer).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    layers.iter().any(below)
+}
+
 /// The order, names, shapes and kinds of a model's tensors; the order is that of module traversal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParamSchema {

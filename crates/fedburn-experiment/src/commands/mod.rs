@@ -5,6 +5,7 @@ mod data;
 mod federation;
 mod operation;
 mod partition;
+mod plan;
 mod results;
 mod run;
 
@@ -25,6 +26,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Experiment(ExperimentCommand::Report(args)) => results::report(&args),
         Command::Experiment(ExperimentCommand::Check(args)) => results::check(&args),
         Command::Partition(args) => partition::show(&args),
+        Command::Plan(args) => plan::show(&args),
         Command::Data(command) => data::run(command),
         Command::Aggregate(args) => aggregate::run(args),
         Command::Serve(args) => federation::serve(args),

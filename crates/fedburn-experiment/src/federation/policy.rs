@@ -186,7 +186,7 @@ fn kind(choice: &impl Serialize) -> String {
 
 /// The local rule's name, with or without settings.
 fn rule(config: &ExperimentConfig) -> String {
-    match serde_json::to_value(config.client.rule) {
+    match serde_json::to_value(&config.client.rule) {
         Ok(Value::String(name)) => name,
         Ok(Value::Object(table)) => table.keys().next().cloned().unwrap_or_default(),
         _ => String::new(),

@@ -78,3 +78,38 @@ impl<B: Backend> ModuleMapper<Autodiff<B>> for PutBack {
         param.map(|now| Tensor::from_inner(values).set_require_grad(now.is_require_grad()))
     }
 }
+
+/// `model` with gradients only for the tensors whose path `trained` accepts; running statistics are never trained.
+pub(crate) fn only<B: Backend, M: AutodiffModule<Autodiff<B>>>(model: M, trained: impl Fn(&str) -> bool) -> M {
+    model.map(&mut Freeze { path: Vec::new(), trained })
+}
+
+struct Freeze<F> {
+    path: Vec<String>,
+    trained: F,
+}
+
+impl<B: Backend, F: Fn(&str) -> bool> ModuleMapper<Autodiff<B>> for Freeze<F> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        // As in schemas: the variant of an enum is no part of a path.
+        if !container.starts_with("Enum:") {
+            self.path.push(name.to_owned());
+        }
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.path.pop();
+        }
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<Autodiff<B>, D>>) -> Param<Tensor<Autodiff<B>, D>> {
+        match self.path.last().map(String::as_str) {
+            Some("running_mean" | "running_var") => param,
+            _ => {
+                let trained = (self.trained)(&self.path.join("."));
+                param.map(|values| Tensor::from_inner(values.inner()).set_require_grad(trained))
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 //! control variates, sharpness-aware steps, extra losses) is a [`GradientRule`] given to that loop; one that also keeps
 //! state across rounds, sends something besides the model or trains in stages is a [`LocalRule`] around it.
 
+mod depthwise;
 mod descent;
 mod feddyn;
 mod flat;
@@ -25,6 +26,7 @@ use fedburn_core::{
 };
 use fedburn_data::{Batches, ClientData};
 
+pub use depthwise::{DepthwiseConfig, LocalDepthwise};
 pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
 pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
 pub use flat::edit_gradients;

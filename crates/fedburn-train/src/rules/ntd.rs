@@ -89,8 +89,8 @@ fn not_true<B: Backend>(labels: Tensor<B, 1, Int>, classes: usize) -> Tensor<B, 
     counted + passed.int()
 }
 
-/// `tau^2 KL(softmax(u / tau) || softmax(s / tau))`, mean over the rows of `[batch, classes - 1]`.
-fn divergence<B: Backend>(s: Tensor<Autodiff<B>, 2>, u: Tensor<B, 2>, tau: f64) -> Tensor<Autodiff<B>, 1> {
+/// `tau^2 KL(softmax(u / tau) || softmax(s / tau))`, mean over the rows of `[batch, classes]`.
+pub(super) fn divergence<B: Backend>(s: Tensor<Autodiff<B>, 2>, u: Tensor<B, 2>, tau: f64) -> Tensor<Autodiff<B>, 1> {
     let [batch, _] = u.dims();
     let u = u.div_scalar(tau);
     let (p, log_p) = (Tensor::from_inner(softmax(u.clone(), 1)), Tensor::from_inner(log_softmax(u, 1)));

@@ -200,12 +200,12 @@ fn restoring_equals_not_stopping() {
     let global = softmax_initial(7);
     let control = softmax_initial(8);
     for (rule, name) in stateful() {
-        let mut lasting = common_client(ruled(rule));
+        let mut lasting = common_client(ruled(rule.clone()));
         assert!(lasting.state().is_empty(), "a client that has not taken part keeps nothing");
         lasting.train(&with_control(&global, &control, 1)).unwrap();
         let saved = StateDict::from_bytes(&lasting.state().to_bytes().unwrap()).unwrap();
         assert_eq!(saved.iter().map(|(name, _)| name).collect::<Vec<_>>(), [name]);
-        let mut restored = common_client(ruled(rule));
+        let mut restored = common_client(ruled(rule.clone()));
         restored.restore(saved.clone()).unwrap();
         assert_eq!(restored.state(), saved);
         let sent = |client: &mut FlexClient<Softmax>| -> LocalUpdate<Flex> {
@@ -224,7 +224,7 @@ fn restoring_equals_not_stopping() {
 fn a_failed_run_leaves_the_state_and_a_foreign_state_is_refused() {
     let (global, control) = (softmax_initial(7), softmax_initial(8));
     for (rule, name) in stateful() {
-        let mut client = common_client(ruled(rule));
+        let mut client = common_client(ruled(rule.clone()));
         client.train(&with_control(&global, &control, 1)).unwrap();
         let saved = client.state();
         let broken = global.with_values(global.values().clone() * f32::INFINITY).unwrap();
@@ -256,7 +256,7 @@ fn running_statistics_take_no_part_in_corrections() {
     };
     let plain = client(Normed, &data, ruled(RuleConfig::Sgd), FlexDevice).train(&task(&global, 1)).unwrap();
     for (rule, name) in stateful() {
-        let mut client = client(Normed, &data, ruled(rule), FlexDevice);
+        let mut client = client(Normed, &data, ruled(rule.clone()), FlexDevice);
         let update = client.train(&with_control(&global, &zero, 1)).unwrap();
         let kept = client.state().take_params::<Flex>(name, global.schema(), &FlexDevice).unwrap();
         assert!(statistics(kept.to_host()).iter().all(|v| *v == 0.0), "{rule:?}");
@@ -289,7 +289,7 @@ proptest! {
         };
         let settings = || training(|c| {
             (c.epochs, c.steps, c.batch_size, c.lr) = (None, Some(count), usize::MAX, lr);
-            (c.rule, c.weight_decay) = (rule, weight_decay);
+            (c.rule, c.weight_decay) = (rule.clone(), weight_decay);
         });
         let (flex, ndarray) = (softmax_initial(seed), initial::<NdArray, _>(&Softmax, seed, &NdArrayDevice::Cpu));
         let mut kept = vec![0.0; flex.num_values()];

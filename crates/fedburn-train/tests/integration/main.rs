@@ -4,6 +4,7 @@
 mod client;
 mod common;
 mod corrections;
+mod depthwise;
 mod evaluate;
 mod moon;
 mod ntd;

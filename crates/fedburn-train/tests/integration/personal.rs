@@ -238,7 +238,7 @@ fn ditto_does_not_change_what_is_sent() {
     let (global, data) = (normed_initial(4), toy_data(13, 4));
     for rule in [RuleConfig::Sgd, RuleConfig::Proximal(ProximalConfig { mu: 0.1 })] {
         let train = |kind: Option<PersonalConfig>| {
-            let settings = training(|c| (c.rule, c.personal) = (rule, kind));
+            let settings = training(|c| (c.rule, c.personal) = (rule.clone(), kind));
             client(Normed, &data, settings, FlexDevice).train(&task(&global, 1)).unwrap()
         };
         let (plain, ditto) = (train(None), train(Some(PersonalConfig::Ditto(DittoConfig::default()))));

@@ -19,7 +19,7 @@
 //! and weight decay 1e-4.
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ParamSchema, ParamVector, SchemaError, SideInfo, StateDict, StateError, TrainError};
+use fedburn_core::{ParamSchema, ParamVector, SchemaError, SideInfo, StateDict, StateError, TrainError, is_below};
 use fedburn_data::Batch;
 use serde::{Deserialize, Serialize};
 
@@ -128,12 +128,6 @@ fn head(schema: &ParamSchema, configured: &[String]) -> Result<Vec<String>, Stri
         true => Err("the head is the whole model, expected some layer besides it for the body".to_owned()),
         false => Ok(prefixes),
     }
-}
-
-fn is_below(path: &str, prefixes: &[String]) -> bool {
-    prefixes
-        .iter()
-        .any(|prefix| path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 #[cfg(test)]

@@ -18,8 +18,6 @@ mod pfedme;
 
 use std::collections::BTreeMap;
 
-use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, ModuleMapper, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use fedburn_core::{
     MixingConfig, ParamEntry, ParamVector, SchemaError, StateData, StateDict, StateTensor, TrainError, flatten,
@@ -33,6 +31,7 @@ pub use fedbn::{FedBn, FedBnConfig};
 pub use fedrep::{FedRep, FedRepConfig};
 pub use pfedme::{PFedMe, PFedMeConfig};
 
+use super::flat::only;
 use super::{LocalRule, LocalRun, TrainModel};
 use crate::config::check;
 use crate::{Diverged, LocalTrainingConfig, RuleConfig, TrainingConfigError};
@@ -95,8 +94,11 @@ impl PersonalConfig {
         let replaces_the_rule = matches!(self, Self::Apfl(_) | Self::FedRep(_) | Self::PFedMe(_));
         let name = match training.rule {
             RuleConfig::Sgd => "sgd",
+            RuleConfig::Depthwise(_) => "depthwise",
             _ => "another",
         };
+        let expected = "another rule with `personal`, whose models no budget of memory counts";
+        check("rule", name, |v| v != "depthwise", expected)?;
         check("rule", name, |v| !replaces_the_rule || v == "sgd", "sgd with this kind of `personal`")
     }
 
@@ -184,40 +186,5 @@ impl Tensors {
     /// Takes back any state; what does not fit the model is found when it is put into one.
     fn from_state(state: &StateDict) -> Self {
         Self(state.iter().map(|(path, tensor)| (path.to_owned(), tensor.clone())).collect())
-    }
-}
-
-/// `model` with gradients only for the tensors whose path `trained` accepts; running statistics are never trained.
-fn only<B: Backend, M: AutodiffModule<Autodiff<B>>>(model: M, trained: impl Fn(&str) -> bool) -> M {
-    model.map(&mut Freeze { path: Vec::new(), trained })
-}
-
-struct Freeze<F> {
-    path: Vec<String>,
-    trained: F,
-}
-
-impl<B: Backend, F: Fn(&str) -> bool> ModuleMapper<Autodiff<B>> for Freeze<F> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        // As in schemas: the variant of an enum is no part of a path.
-        if !container.starts_with("Enum:") {
-            self.path.push(name.to_owned());
-        }
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.path.pop();
-        }
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<Autodiff<B>, D>>) -> Param<Tensor<Autodiff<B>, D>> {
-        match self.path.last().map(String::as_str) {
-            Some("running_mean" | "running_var") => param,
-            _ => {
-                let trained = (self.trained)(&self.path.join("."));
-                param.map(|values| Tensor::from_inner(values.inner()).set_require_grad(trained))
-            }
-        }
     }
 }
