@@ -182,11 +182,9 @@ impl Experiment {
                           preresnet20 or vit";
             return Err(self.refused("model", reason.to_owned()));
         };
-        let cuts = (0..config.groups()).map(|group| memory.cut(config.budget(group, memory.whole())));
-        match cuts.max_by_key(Result::is_ok) {
-            Some(Err(error)) => Err(self.refused("client", format!("`rule.depthwise.memory`: {error}"))),
-            _ => Ok(()),
-        }
+        let most = (0..config.groups()).map(|group| config.budget(group, memory.whole())).max().unwrap_or_default();
+        let refused = |error| self.refused("client", format!("`rule.depthwise.memory`: {error}"));
+        memory.cut(most).map(drop).map_err(refused)
     }
 
     /// The error of a table of the file.
