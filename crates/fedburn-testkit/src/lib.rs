@@ -3,6 +3,7 @@
 //! The functions panic where a law is broken, with the law in words: call them from tests.
 
 mod allocation;
+mod codecs;
 mod fixtures;
 mod memory_link;
 pub mod reference;
@@ -10,6 +11,7 @@ mod strategy_laws;
 mod transport_suite;
 
 pub use allocation::{Counting, peak};
+pub use codecs::codecs;
 pub use fixtures::{EchoClient, EchoPopulation, answer_all, base_case, schema, update, vector};
 pub use memory_link::{LinkClient, LinkServer, MemoryLink};
 pub use reference::{Rounds, combine, weighted_mean};

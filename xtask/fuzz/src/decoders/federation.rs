@@ -1,5 +1,7 @@
 //! Who is who in a federation, what its server tells nodes, and what an owner of data permits.
 
+use std::fs;
+
 use fedburn_experiment::federation::{PlannedRun, Policy};
 use fedburn_experiment::operation::{Job, JobState, Snapshot, jobs_table, prometheus, status_text};
 use fedburn_transport::quic::{JoinString, NodeId, NodeIdentity, NodeRegistry, Plan, fuzz};
@@ -9,7 +11,7 @@ use crate::Decoder;
 use crate::decoder::Decoded;
 
 pub(super) fn decoders() -> Vec<Decoder> {
-    let [identity, key, registry] = [Folder::new(), Folder::new(), Folder::new()];
+    let identity = Folder::new();
     identity.put("node.key", KEY);
     vec![
         Decoder::new(
@@ -40,34 +42,22 @@ pub(super) fn decoders() -> Vec<Decoder> {
                 assert_eq!(bytes.len(), input.len());
             },
         ),
-        Decoder::new(
-            "node-certificate",
-            4_096,
-            move |input| {
-                identity.put("node.pem", input);
-                Ok(NodeIdentity::open(identity.path())?)
-            },
-            |_, _| (),
-        ),
-        Decoder::new(
+        identity.decoder("node-certificate", 4_096, "node.pem", |dir, _| Ok(NodeIdentity::open(dir)?), |_, _| ()),
+        Folder::new().decoder(
             "node-key",
             1_024,
-            move |input| {
-                if input.is_empty() {
-                    return Err("an empty file is taken for a new one".into());
-                }
-                key.put("node.key", input);
-                Ok(NodeIdentity::open(key.path())?)
+            "node.key",
+            |dir, file| match fs::metadata(file)?.len() {
+                0 => Err("an empty file is taken for a new one".into()),
+                _ => Ok(NodeIdentity::open(dir)?),
             },
             |_, _| (),
         ),
-        Decoder::new(
+        Folder::new().decoder(
             "nodes",
             2_048,
-            move |input| {
-                registry.put("nodes.json", input);
-                Ok(NodeRegistry::open(registry.path())?)
-            },
+            "nodes.json",
+            |dir, _| Ok(NodeRegistry::open(dir)?),
             |_, nodes| drop(nodes.list()),
         ),
         of_toml(Decoder::new("plan", 8_192, plan, |_, _| ())),

@@ -14,8 +14,7 @@ use super::values::{schema, vector};
 use crate::Decoder;
 
 pub(super) fn decoders() -> Vec<Decoder> {
-    let [open_round, answers, participation] = [Folder::new(), Folder::new(), Folder::new()];
-    let [openings, rounds, events, results] = [Folder::new(), Folder::new(), Folder::new(), Folder::new()];
+    let [open_round, answers, results] = [Folder::new(), Folder::new(), Folder::new()];
     let schema = schema();
     let global = vector(vec![1.0; schema.num_values()], &schema);
     vec![
@@ -42,30 +41,26 @@ pub(super) fn decoders() -> Vec<Decoder> {
             |_, _| (),
         )
         .holding(256 << 10),
-        Decoder::new(
-            "participation",
-            2_048,
-            move |input| Ok(quic::fuzz::participation(&participation.put("p", input))?),
-            |_, ()| (),
-        ),
-        Decoder::new(
+        Folder::new().decoder("participation", 2_048, "p", |_, file| Ok(quic::fuzz::participation(file)?), |_, ()| ()),
+        Folder::new().decoder(
             "openings",
             1_024,
-            move |input| {
-                openings.put("openings.json", input);
-                Ok(DiskStore::open(openings.path(), RoundIndex(3))?)
-            },
+            "openings.json",
+            |dir, _| Ok(DiskStore::open(dir, RoundIndex(3))?),
             |_, _| (),
         ),
-        Decoder::new("rounds-csv", 4_096, move |input| Ok(RoundsCsv::read(rounds.put("r", input))?), |_, _| ())
+        Folder::new()
+            .decoder("rounds-csv", 4_096, "r", |_, file| Ok(RoundsCsv::read(file)?), |_, _| ())
             .holding(64 << 10),
-        Decoder::new(
-            "events",
-            4_096,
-            move |input| Ok(EventLog::open(events.put("e", input))?.collect::<Result<Vec<Event>, _>>()?),
-            |_, _| (),
-        )
-        .holding(64 << 10),
+        Folder::new()
+            .decoder(
+                "events",
+                4_096,
+                "e",
+                |_, file| Ok(EventLog::open(file)?.collect::<Result<Vec<Event>, _>>()?),
+                |_, _| (),
+            )
+            .holding(64 << 10),
         Decoder::new(
             "results",
             4_096,

@@ -49,6 +49,18 @@ impl Folder {
         Self(TempDir::new().expect("a folder of temporary files can be written"))
     }
 
+    /// A decoder whose input is this file of the folder; `open` gets the folder and the file.
+    fn decoder<T>(
+        self,
+        name: &str,
+        longest: usize,
+        file: &'static str,
+        open: impl Fn(&Path, &Path) -> Decoded<T> + 'static,
+        law: impl Fn(&[u8], T) + 'static,
+    ) -> Decoder {
+        Decoder::new(name, longest, move |input| open(self.path(), &self.put(file, input)), law)
+    }
+
     fn path(&self) -> &Path {
         self.0.path()
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{Codec, Encoded, ParamEntry, ParamKind, ParamSchema, ParamVector, Seed, StateDict};
+use fedburn_testkit::codecs;
 
 use crate::Decoder;
 use crate::decoder::Decoded;
@@ -36,7 +37,7 @@ pub(super) fn decoders() -> Vec<Decoder> {
             },
         ),
     ];
-    CODECS.into_iter().map(coded).chain(others).collect()
+    all().into_iter().map(coded).chain(others).collect()
 }
 
 /// What is read is written again in as many bytes.
@@ -56,7 +57,8 @@ fn coded(codec: Codec) -> Decoder {
 /// The first byte chooses the codec.
 fn update(input: &[u8], global: &ParamVector<Flex>) -> Decoded<ParamVector<Flex>> {
     let (choice, bytes) = input.split_first().ok_or("no codec")?;
-    let codec = CODECS[usize::from(*choice) % CODECS.len()];
+    let codecs = all();
+    let codec = codecs[usize::from(*choice) % codecs.len()];
     Ok(ParamVector::decode_update(Encoded { codec, bytes: bytes.to_vec() }, global)?)
 }
 
@@ -75,16 +77,10 @@ pub(super) fn schema() -> Arc<ParamSchema> {
     Arc::new(ParamSchema::new(entries).expect("different names"))
 }
 
+fn all() -> Vec<Codec> {
+    codecs(0.1)
+}
+
 pub(super) fn vector(values: Vec<f32>, schema: &Arc<ParamSchema>) -> ParamVector<Flex> {
     ParamVector::from_host(values, schema.clone(), &FlexDevice).expect("as many values as the schema has")
 }
-
-const CODECS: [Codec; 7] = [
-    Codec::F32 {},
-    Codec::F16 {},
-    Codec::Bf16 {},
-    Codec::Int8 {},
-    Codec::Int4 {},
-    Codec::ScaledSign {},
-    Codec::TopK { ratio: 0.1 },
-];
