@@ -22,9 +22,9 @@ use fedburn_core::{
     SchemaError, Seed, StateError, StateStore, Strategy, TrainTask, UpdateSet,
 };
 
-use crate::collecting::{Accepted, OpenRound, check};
 use crate::gather::{Gathered, Sums};
-use crate::open_round::{Begun, Found};
+use crate::open_round::{Accepted, OpenRound, check};
+use crate::open_round_file::{Begun, Found};
 use crate::running_mean::RunningMeanError;
 
 /// What the driver tells the coordinator.

@@ -12,7 +12,7 @@ use fedburn_core::{
     Request, RoundIndex, Seed, ServerTransport, StateStore, StopReason, Strategy,
 };
 
-use crate::open_round::OpenRounds;
+use crate::open_round_file::OpenRoundFile;
 use crate::{Checkpoint, CheckpointDir, Coordinator, Effect, Input, RunTotals, ServerConfig, ServerError};
 
 /// A federation's server.
@@ -30,7 +30,7 @@ pub struct Server<B: Backend> {
     transport: Box<dyn ServerTransport<B>>,
     evaluator: Option<Box<dyn Evaluator<B>>>,
     checkpoints: Option<Checkpoints>,
-    open_rounds: Option<OpenRounds>,
+    open_round: Option<OpenRoundFile>,
     /// Whether the strategy's memory of clients outlives this process.
     durable_memory: bool,
     totals: RunTotals,
@@ -78,7 +78,7 @@ impl<B: Backend> Server<B> {
             transport: Box::new(transport),
             evaluator: None,
             checkpoints: None,
-            open_rounds: None,
+            open_round: None,
             durable_memory: false,
             totals: RunTotals::default(),
             began: Instant::now(),
@@ -105,7 +105,7 @@ impl<B: Backend> Server<B> {
     /// updates nothing is written. `config_hash` identifies the run: what another one left is removed.
     #[must_use]
     pub fn with_open_rounds(mut self, path: impl Into<PathBuf>, config_hash: &str) -> Self {
-        self.open_rounds = Some(OpenRounds::new(path.into(), config_hash));
+        self.open_round = Some(OpenRoundFile::new(path.into(), config_hash));
         self
     }
 
@@ -188,8 +188,8 @@ impl<B: Backend> Server<B> {
         if self.finished() == RoundIndex(0) {
             self.evaluate(&mut watch)?;
         }
-        if let Some(rounds) = &self.open_rounds {
-            let found = rounds.find(self.finished(), self.coordinator.global());
+        if let Some(file) = &self.open_round {
+            let found = file.find(self.finished(), self.coordinator.global());
             let found = found.map_err(|e| self.open_round_error(self.finished().next(), e))?;
             found.into_iter().for_each(|found| self.coordinator.go_on_with(found));
         }
@@ -251,8 +251,8 @@ impl<B: Backend> Server<B> {
         let opened = self.began.elapsed();
         let effects = self.coordinator.step(Input::Begin(&clients), opened)?;
         let requests = self.apply(effects, watch)?;
-        if let Some(rounds) = &mut self.open_rounds {
-            rounds.begin(self.coordinator.accepted(), opened);
+        if let Some(file) = &mut self.open_round {
+            file.begin(self.coordinator.accepted(), opened);
         }
         if requests.is_empty() {
             return Ok(());
@@ -263,10 +263,10 @@ impl<B: Backend> Server<B> {
         for outcome in self.transport.exchange(requests, self.config.timeout()) {
             let came = Instant::now();
             let effects = self.coordinator.step(Input::Outcome(outcome), self.began.elapsed())?;
-            if let Some(rounds) = &mut self.open_rounds
-                && let Err(source) = rounds.follow(&mut self.coordinator, || self.began.elapsed())
+            if let Some(file) = &mut self.open_round
+                && let Err(source) = file.follow(&mut self.coordinator, || self.began.elapsed())
             {
-                return Err(ServerError::OpenRound { round, place: rounds.path().display().to_string(), source });
+                return Err(ServerError::OpenRound { round, place: file.path().display().to_string(), source });
             }
             aggregating += came.elapsed();
             for effect in effects {
@@ -357,8 +357,8 @@ impl<B: Backend> Server<B> {
             strategy_state: self.coordinator.strategy().state(),
             totals: self.totals,
         })?;
-        if let Some(rounds) = &self.open_rounds {
-            rounds.forget().map_err(|e| self.open_round_error(round, e))?;
+        if let Some(file) = &self.open_round {
+            file.forget().map_err(|e| self.open_round_error(round, e))?;
         }
         self.drop_before(oldest)?;
         tracing::debug!(%round, took = ?began.elapsed(), "checkpoint.written");
@@ -367,7 +367,7 @@ impl<B: Backend> Server<B> {
     }
 
     fn open_round_error(&self, round: RoundIndex, source: std::io::Error) -> ServerError {
-        let place = self.open_rounds.as_ref().map_or_else(String::new, |rounds| rounds.path().display().to_string());
+        let place = self.open_round.as_ref().map_or_else(String::new, |file| file.path().display().to_string());
         ServerError::OpenRound { round, place, source }
     }
 
