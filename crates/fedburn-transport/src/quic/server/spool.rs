@@ -64,7 +64,13 @@ impl Spool {
             }
             (mark, end, known)
         } else {
-            return Err(unusable(&path, "holds answers of another run; delete it, or use another folder of results"));
+            return Err(unusable(
+                &path,
+                match found.starts_with(MAGIC) {
+                    true => "holds answers of another run; delete it, or use another folder of results",
+                    false => "holds no answers as this version writes them; delete it, and clients are asked again",
+                },
+            ));
         };
         // Whoever wrote what was found may have been killed before it was on disk.
         file.sync().and_then(|()| durable::sync_directory(durable::directory_of(&path))).map_err(failed)?;
@@ -288,7 +294,13 @@ mod tests {
         let spool = open(&dir).unwrap();
         assert_eq!(spool.digest(TaskId([1; 16])), None);
         assert_eq!(read(&spool, 9), told(&entry(9, Err(ClientFailure::NoData))));
-        assert!(Spool::open(dir.path().join("answers"), Hash([4; 32]), MARK).is_err(), "another plan");
+        let refused = |plan| Spool::open(dir.path().join("answers"), plan, MARK).err().unwrap().to_string();
+        assert!(refused(Hash([4; 32])).contains("another run"));
+        drop(spool);
+        let mut earlier = fs::read(dir.path().join("answers")).unwrap();
+        earlier[MAGIC.len() - 2] = b'1';
+        fs::write(dir.path().join("answers"), earlier).unwrap();
+        assert!(refused(PLAN).contains("as this version writes them"));
     }
 
     /// A file of the answers 1 and 2: its folder, its path, where the first ends, all of it.
