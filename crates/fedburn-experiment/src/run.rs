@@ -542,7 +542,7 @@ fn now() -> u64 {
 }
 
 /// An error and what it came from, each told once.
-pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
+pub(crate) fn causes(error: &dyn std::error::Error) -> Vec<String> {
     let mut causes = vec![error.to_string()];
     let mut source = error.source();
     while let Some(cause) = source {

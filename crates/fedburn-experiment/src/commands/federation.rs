@@ -9,9 +9,9 @@ use fedburn_experiment::assemble::Experiment;
 use fedburn_experiment::cli::{CaCommand, JoinArgs, NodesCommand, Places, ServeArgs, ServerState, parse_numbers};
 use fedburn_experiment::config::ExperimentConfig;
 use fedburn_experiment::federation::{JoinOptions, Policy, Serving, join as be_clients};
-use fedburn_experiment::operation::{JobState, Monitor, RunFacts, systemd};
+use fedburn_experiment::operation::{JobState, Monitor, RunFacts};
 use fedburn_experiment::progress::Progress;
-use fedburn_experiment::run::{RunOptions, causes, check_start};
+use fedburn_experiment::run::{RunOptions, check_start};
 use fedburn_experiment::trace::Tracer;
 use serde_json::json;
 
@@ -51,10 +51,7 @@ pub fn serve(args: ServeArgs) -> Outcome {
         backend: args.backend,
         fresh: args.fresh,
         progress,
-        interrupt: on_interrupt(move || {
-            systemd::notify("STOPPING=1");
-            ending.draining();
-        })?,
+        interrupt: on_interrupt(move || ending.draining())?,
         command,
         serving: Some(Serving {
             state: args.state.clone(),
@@ -78,7 +75,7 @@ pub fn serve(args: ServeArgs) -> Outcome {
             show(&dir, &runs, args.json)?;
             JobState::Finished
         }
-        Err(error) => JobState::Failed { cause: causes(error).join(": ") },
+        Err(error) => JobState::failed(error),
     };
     shown.ended(state, &options.interrupt, progress);
     Ok(ended.map(|_| ExitCode::SUCCESS)?)

@@ -10,7 +10,6 @@ use fedburn::transport::quic::page_token;
 use fedburn_experiment::cli::{ServeArgs, ServerState, StatusArgs};
 use fedburn_experiment::operation::{
     Job, JobError, JobState, Jobs, Monitor, PageServer, PageServerError, Served, Snapshot, jobs_table, status_text,
-    systemd,
 };
 use fedburn_experiment::progress::Progress;
 use serde_json::json;
@@ -89,8 +88,7 @@ pub fn show(args: &ServeArgs, monitor: &Monitor, progress: Progress) -> Result<S
             tracing::warn!(%address, advice, "page.unencrypted");
         }
     }
-    let watched = monitor.clone();
-    systemd::watchdog(move || drop(watched.snapshot()))?;
+    monitor.show_life()?;
     Ok(Shown { monitor: monitor.clone(), page, _served: served, hold: args.hold })
 }
 

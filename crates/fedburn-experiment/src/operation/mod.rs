@@ -10,7 +10,7 @@ mod monitor;
 mod page;
 mod show;
 mod snapshot;
-pub mod systemd;
+mod systemd;
 
 pub use http::{PageServer, PageServerError};
 pub use job::{Job, JobError, Jobs, Served};

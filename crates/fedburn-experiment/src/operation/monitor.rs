@@ -1,6 +1,7 @@
 //! Watches a run and its network, and tells what they are doing.
 
 use std::collections::VecDeque;
+use std::io;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -56,6 +57,15 @@ impl Monitor {
         self.lock().rows.clone()
     }
 
+    /// Shows systemd from now on that somebody can be told what is known: that the server lives.
+    ///
+    /// # Errors
+    /// That no thread can be had for it.
+    pub fn show_life(&self) -> io::Result<()> {
+        let watched = self.clone();
+        systemd::watchdog(move || drop(watched.snapshot()))
+    }
+
     /// Remembers how much has travelled so far; to be called once a second.
     pub fn sample(&self) {
         let mut watched = self.lock();
@@ -79,6 +89,7 @@ impl Monitor {
 
     /// The user asked for the end: what is under way may still take as long as the network's settings say.
     pub fn draining(&self) {
+        systemd::notify("STOPPING=1");
         let mut watched = self.lock();
         watched.snapshot.phase = Phase::Draining;
         if let Some(network) = &watched.network {

@@ -1,6 +1,7 @@
 //! What a federation is doing at one moment.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Job;
 use crate::results::{RunStatus, SeedResults};
+use crate::run::causes;
 
 /// What a federation is doing, or did before it ended. Sums count from the start of the server's process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -144,6 +146,13 @@ pub enum JobState {
         /// The error and its sources.
         cause: String,
     },
+}
+
+impl JobState {
+    /// Ended by this error.
+    pub fn failed(error: &dyn Error) -> Self {
+        Self::Failed { cause: causes(error).join(": ") }
+    }
 }
 
 impl fmt::Display for JobState {
