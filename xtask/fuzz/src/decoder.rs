@@ -32,8 +32,7 @@ pub(crate) type Decoded<T> = Result<T, Box<dyn Error>>;
 impl Decoder {
     /// A decoder of inputs of up to `longest` bytes, which may hold four times as many: what was decoded, a copy on the
     /// way, and a vector's capacity, which doubles. A length that is believed before its bytes came asks for thousands of
-    /// times as many. `law` panics where what was
-    /// decoded is not what it should be; what it holds itself does not count.
+    /// times as many. `law` panics where what was decoded is not what it should be; what it holds itself does not count.
     pub(crate) fn new<T>(
         name: impl Into<String>,
         longest: usize,
