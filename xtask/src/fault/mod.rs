@@ -5,6 +5,7 @@ mod fuzz;
 mod kill;
 mod loris;
 mod loss;
+mod rogues;
 mod simnet;
 
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Suite {
     Loris(loris::Loris),
     /// Lose packets on the way; needs root, iproute2 and nftables.
     Loss(loss::Loss),
+    /// Disturb honest rounds with nodes that do what is forbidden.
+    Rogues(rogues::Rogues),
     /// Live through simulated federations in which networks and processes fail.
     Simnet(simnet::Simnet),
 }
@@ -46,6 +49,7 @@ impl Fault {
             Suite::Kill(kill) => return kill.run().map(|()| ExitCode::SUCCESS),
             Suite::Loris(loris) => loris.call(),
             Suite::Loss(loss) => loss.call(),
+            Suite::Rogues(rogues) => rogues.call(),
             Suite::Simnet(simnet) => simnet.call(),
         };
         match call.status()? {

@@ -8,7 +8,7 @@ use super::surroundings::Surroundings;
 use super::{ClientConfig, JoinString, NodeIdentity, QuicConfig, QuicError, ServerIdentity, server, tuning};
 
 /// Chunks that travel at once on a connection.
-pub const CHUNKS_IN_FLIGHT: u32 = tuning::CHUNKS_IN_FLIGHT;
+pub const CHUNKS_IN_FLIGHT: u32 = crate::wire::limits::CHUNKS_IN_FLIGHT;
 
 /// A server's endpoint, in the event loop that this is called in, and how it is reached.
 ///

@@ -39,13 +39,15 @@ pub(crate) struct Assembly {
     layout: Layout,
     /// What the chunks must hash to, where that is known before they come.
     manifest: Option<Manifest>,
-    parts: Mutex<Parts>,
+    /// Of a chunk that has not come, anything may be in its place.
+    content: Mutex<Content>,
+    came: Mutex<Came>,
     /// Told of each chunk that came and held.
     pub(crate) changed: Notify,
 }
 
-struct Parts {
-    content: Content,
+/// What is in its place and verified.
+struct Came {
     have: Bitmap,
     hashes: Vec<Hash>,
 }
@@ -86,7 +88,8 @@ impl Assembly {
         let too_large = |_| BlobError::TooLarge { len: layout.len(), chunk_len: MAX_CHUNK_LEN };
         let have = Bitmap::new(layout.num_chunks()).map_err(too_large)?;
         let hashes = vec![Hash::default(); layout.num_chunks() as usize];
-        Ok(Self { layout, manifest, parts: Mutex::new(Parts { content, have, hashes }), changed: Notify::new() })
+        let (content, came) = (Mutex::new(content), Mutex::new(Came { have, hashes }));
+        Ok(Self { layout, manifest, content, came, changed: Notify::new() })
     }
 
     /// Whether the chunk of this header belongs here, decided before its payload is read.
@@ -97,47 +100,40 @@ impl Assembly {
         }
     }
 
-    /// Verifies the payload, in parts one after another, and puts it in its place. One that is there already changes
-    /// nothing.
+    /// Puts a chunk's payload, in parts one after another, in its place and verifies it there. One that is there already
+    /// changes nothing. Chunks of one blob take turns; nobody who asks what has come waits for them.
     pub(crate) fn accept<P: AsRef<[u8]>>(&self, header: &ChunkHeader, parts: &[P]) -> Result<(), BlobError> {
-        header.verify_parts(parts)?;
-        self.put(header, parts)
-    }
-
-    /// Puts a payload that is the header's in its place.
-    fn put<P: AsRef<[u8]>>(&self, header: &ChunkHeader, payload: &[P]) -> Result<(), BlobError> {
-        let mut parts = self.lock();
-        let Parts { content, have, hashes } = &mut *parts;
-        if have.contains(header.index) {
+        let mut content = lock(&self.content);
+        if lock(&self.came).have.contains(header.index) {
             return Ok(());
         }
-        match content {
+        match &mut *content {
             Content::Vectors(form, vectors) => {
                 let mut slices: Vec<&mut [f32]> = vectors.iter_mut().map(Vec::as_mut_slice).collect();
-                form.decode_parts(header.index, payload, &mut slices)?;
+                header.verify_into(parts, form.place(header.index, &mut slices)?)?;
+                form.settle(header.index, &mut slices)?;
             }
             Content::Bytes(bytes) => {
-                let mut at = self.layout.range(header.index).unwrap_or_default().start as usize;
-                // Within the range: the header was checked against the layout, and the payload against the header.
-                for part in payload.iter().map(AsRef::as_ref) {
-                    bytes[at..at + part.len()].copy_from_slice(part);
-                    at += part.len();
-                }
+                // Fits: the bytes are in memory. Where they were taken out, there is no place.
+                let range = self.layout.range(header.index).unwrap_or_default();
+                let place = bytes.get_mut(range.start as usize..range.end as usize).unwrap_or_default();
+                header.verify_into(parts, vec![place])?;
             }
         }
-        have.insert(header.index);
-        hashes[header.index as usize] = header.hash;
-        drop(parts);
+        let mut came = lock(&self.came);
+        came.have.insert(header.index);
+        came.hashes[header.index as usize] = header.hash;
+        drop((came, content));
         self.changed.notify_waiters();
         Ok(())
     }
 
     pub(crate) fn have(&self) -> Bitmap {
-        self.lock().have.clone()
+        lock(&self.came).have.clone()
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.lock().have.is_full()
+        lock(&self.came).have.is_full()
     }
 
     /// Waits until every chunk is there.
@@ -153,12 +149,12 @@ impl Assembly {
 
     /// The root of what came.
     pub(crate) fn root(&self) -> Hash {
-        root_of(&self.lock().hashes)
+        root_of(&lock(&self.came).hashes)
     }
 
     /// Takes all that came out; nothing is left.
     pub(crate) fn take(&self) -> Values {
-        match &mut self.lock().content {
+        match &mut *lock(&self.content) {
             Content::Vectors(_, vectors) => Values::Plain(std::mem::take(vectors)),
             Content::Bytes(bytes) => Values::Encoded(std::mem::take(bytes)),
         }
@@ -166,16 +162,16 @@ impl Assembly {
 
     /// Takes the bytes out; nothing is left.
     pub(crate) fn take_bytes(&self) -> Vec<u8> {
-        match &mut self.lock().content {
+        match &mut *lock(&self.content) {
             Content::Bytes(bytes) => std::mem::take(bytes),
             Content::Vectors(..) => Vec::new(),
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Parts> {
-        // What is half written is not in the bitmap.
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is half written is not in the bitmap.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads a payload that came inside a message, and its root. Makes no more room than the payload takes.
@@ -188,7 +184,7 @@ pub(crate) fn decode_inline(payload: &[u8], form: Form, chunk_len: u32) -> Resul
     let layout = &assembly.layout;
     for index in 0..layout.num_chunks() {
         let chunk = layout.slice(index, payload)?;
-        assembly.put(&ChunkHeader::of(TransferId::default(), layout, index, chunk)?, &[chunk])?;
+        assembly.accept(&ChunkHeader::of(TransferId::default(), layout, index, chunk)?, &[chunk])?;
     }
     let root = assembly.root();
     Ok((assembly.take(), root))

@@ -61,7 +61,8 @@ pub struct QuicConfig {
     pub download_slots: usize,
     /// Seconds without a byte after which a transfer is given up, 30 by default.
     pub progress_timeout_secs: u64,
-    /// Bytes per second below which, on average since it began, an upload is given up, 8,192 by default.
+    /// Bytes per second below which, on average since it began, an upload is given up, and a download where it is so for
+    /// `progress_timeout_secs`; 8,192 by default.
     pub min_rate: u64,
     /// Seconds for which a node may be away without losing its clients, 30 by default.
     pub reconnect_grace_secs: u64,

@@ -120,7 +120,7 @@ pub(crate) async fn read_payload(
     mut came: impl FnMut(usize),
 ) -> Result<Vec<Bytes>, StreamError> {
     let wrong = |found| ChunkError::Payload { index: header.index, expected: header.len, found };
-    let (mut parts, mut found) = (Vec::new(), 0);
+    let (mut parts, mut small, mut found) = (Vec::new(), Vec::new(), 0);
     let mut next = [const { Bytes::new() }; READ_PARTS];
     while found < header.len as usize {
         let Some(count) = stream.read_chunks(&mut next).await? else { return Err(wrong(found).into()) };
@@ -130,8 +130,17 @@ pub(crate) async fn read_payload(
             return Err(wrong(found).into());
         }
         came(len);
-        parts.extend(next[..count].iter_mut().map(std::mem::take));
+        for part in next[..count].iter_mut().map(std::mem::take) {
+            match part.len() < MIN_PART {
+                true => small.extend_from_slice(&part),
+                false => {
+                    parts.extend((!small.is_empty()).then(|| std::mem::take(&mut small).into()));
+                    parts.push(part);
+                }
+            }
+        }
     }
+    parts.extend((!small.is_empty()).then(|| small.into()));
     Ok(parts)
 }
 
@@ -156,6 +165,8 @@ pub(crate) fn close(connection: &Connection, code: CloseCode, reason: &str) {
 pub(crate) const REQUEST: u32 = 0;
 /// Packets taken off a chunk's stream at once.
 const READ_PARTS: usize = 64;
+/// Bytes below which a part is copied: it would keep all of the packets in memory that it came with.
+const MIN_PART: usize = 1 << 10;
 /// Bytes taken off a stream at once.
 const MAX_READ: usize = 256 << 10;
 /// Bytes of a close frame's reason, which must fit one packet.

@@ -11,21 +11,23 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::QuicError;
 use super::config::{ClientConfig, Congestion, MIN_MTU, QuicConfig};
+use crate::wire::limits::{CHUNK_HEADER_LEN, CHUNKS_IN_FLIGHT, MAX_CHUNK_LEN};
 
-/// Chunks that travel at once on a connection, each on a stream of its own: as many of the largest as the window holds,
-/// since more would only take memory.
-pub(crate) const CHUNKS_IN_FLIGHT: u32 = 4;
 /// Requests that a connection may have open at once, the watch stream included.
 pub(crate) const REQUESTS_IN_FLIGHT: u32 = 16;
 /// What a server takes unread from a node that is not uploading.
 const IDLE_RECEIVE_WINDOW: u32 = 256 << 10;
 /// What either side takes unread from one that is sending chunks.
 const TRANSFER_RECEIVE_WINDOW: u32 = 16 << 20;
-/// One chunk. QUIC's library closes a connection with more than 1,024 holes in what came, which a window of this size
-/// cannot have.
-const STREAM_RECEIVE_WINDOW: u32 = 4 << 20;
-/// What may be sent and not acknowledged.
-const SEND_WINDOW: u64 = 16 << 20;
+/// One chunk and its header, so that a chunk never waits for credit behind those that go before it. QUIC's library closes
+/// a connection with more than 1,024 holes in what came, which a window of this size cannot have.
+const STREAM_RECEIVE_WINDOW: u32 = MAX_CHUNK_LEN + CHUNK_HEADER_LEN as u32;
+/// What may be sent and not acknowledged, all of which is kept in memory, where the other end is near ...
+const NEAR_SEND_WINDOW: u64 = 4 << 20;
+/// ... and where it is not: 16 MiB are a gigabit a second at a round trip of 130 ms.
+const FAR_SEND_WINDOW: u64 = 16 << 20;
+/// Round trips below which the other end is near: 4 MiB are 400 MiB a second then.
+const NEAR: Duration = Duration::from_millis(10);
 /// What may be in flight before anything is known of the path: ten packets of the largest size. The library's own
 /// 12,000 bytes are two such packets; with one in flight to find the packet size, a connection that was closed early
 /// waited for room that never came, and its end was not told.
@@ -67,6 +69,11 @@ pub(crate) fn take_chunks(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(TRANSFER_RECEIVE_WINDOW));
 }
 
+/// What may be sent and not acknowledged over a path with such a round trip.
+pub(crate) fn send_window(round_trip: Duration) -> u64 {
+    if round_trip < NEAR { NEAR_SEND_WINDOW } else { FAR_SEND_WINDOW }
+}
+
 fn common(congestion: Congestion, mtu_upper_bound: u16, idle_timeout_secs: u64) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
@@ -75,7 +82,7 @@ fn common(congestion: Congestion, mtu_upper_bound: u16, idle_timeout_secs: u64) 
     let idle = IdleTimeout::try_from(Duration::from_secs(idle_timeout_secs)).ok();
     transport
         .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW))
-        .send_window(SEND_WINDOW)
+        .send_window(NEAR_SEND_WINDOW)
         .initial_mtu(MIN_MTU)
         .min_mtu(MIN_MTU)
         .mtu_discovery_config(Some(discovery))

@@ -162,7 +162,7 @@ impl ChunkHeader {
         };
         header.expect(transfer, layout)?;
         header.ensure_len(&[payload])?;
-        header.hash = header.hash_with(&[payload]);
+        header.hash = header.hash_of(payload);
         Ok(header)
     }
 
@@ -234,20 +234,42 @@ impl ChunkHeader {
     /// # Errors
     /// [`ChunkError::Payload`], [`ChunkError::Hash`].
     pub fn verify(&self, payload: &[u8]) -> Result<(), ChunkError> {
-        self.verify_parts(&[payload])
+        self.ensure_len(&[payload])?;
+        self.ensure_hash(self.hash_of(payload))
     }
 
-    /// As [`ChunkHeader::verify`], of a payload in parts one after another.
+    /// Copies a payload that came in parts, cut anywhere, into its place, whose pieces are in order, and checks it there.
     ///
     /// # Errors
-    /// As [`ChunkHeader::verify`].
-    pub fn verify_parts<P: AsRef<[u8]>>(&self, parts: &[P]) -> Result<(), ChunkError> {
+    /// [`ChunkError::Payload`], also where the place is not as large as the payload; nothing is written then.
+    /// [`ChunkError::Hash`]: what is in the place is not the chunk.
+    pub fn verify_into<P: AsRef<[u8]>>(&self, parts: &[P], mut place: Vec<&mut [u8]>) -> Result<(), ChunkError> {
         self.ensure_len(parts)?;
-        let found = self.hash_with(parts);
-        match found == self.hash {
-            true => Ok(()),
-            false => Err(ChunkError::Hash { index: self.index, expected: self.hash, found }),
+        self.ensure_len(&place)?;
+        let (mut hasher, mut parts) = (blake3::Hasher::new(), parts.iter().map(AsRef::as_ref));
+        hasher.update(&self.hashed_fields());
+        let (mut rest, mut block): (&[u8], usize) = (&[], HASH_BLOCK - self.hashed_fields().len());
+        for piece in &mut place {
+            let mut piece = &mut piece[..];
+            while !piece.is_empty() {
+                // Packets are too small for the wide instructions; blocks of many that stay in the cache are not.
+                let (run, later) = piece.split_at_mut(piece.len().min(block));
+                let mut at = 0;
+                while at < run.len() {
+                    if rest.is_empty() {
+                        // There are as many bytes as were counted.
+                        rest = parts.next().unwrap_or_default();
+                        continue;
+                    }
+                    let (here, behind) = rest.split_at(rest.len().min(run.len() - at));
+                    run[at..at + here.len()].copy_from_slice(here);
+                    (rest, at) = (behind, at + here.len());
+                }
+                hasher.update(run);
+                (piece, block) = (later, HASH_BLOCK);
+            }
         }
+        self.ensure_hash(Hash(*hasher.finalize().as_bytes()))
     }
 
     fn ensure_len<P: AsRef<[u8]>>(&self, parts: &[P]) -> Result<(), ChunkError> {
@@ -255,6 +277,13 @@ impl ChunkHeader {
         match found as u64 == u64::from(self.len) {
             true => Ok(()),
             false => Err(ChunkError::Payload { index: self.index, expected: self.len, found }),
+        }
+    }
+
+    fn ensure_hash(&self, found: Hash) -> Result<(), ChunkError> {
+        match found == self.hash {
+            true => Ok(()),
+            false => Err(ChunkError::Hash { index: self.index, expected: self.hash, found }),
         }
     }
 
@@ -267,27 +296,8 @@ impl ChunkHeader {
         bytes
     }
 
-    fn hash_with<P: AsRef<[u8]>>(&self, parts: &[P]) -> Hash {
-        let mut hasher = blake3::Hasher::new();
-        if let [whole] = parts {
-            return Hash(*hasher.update(&self.hashed_fields()).update(whole.as_ref()).finalize().as_bytes());
-        }
-        // Packets are too small for the wide instructions; blocks of many that stay in the cache are not.
-        let mut block = Vec::with_capacity(HASH_BLOCK);
-        block.extend_from_slice(&self.hashed_fields());
-        for part in parts {
-            let mut rest = part.as_ref();
-            while !rest.is_empty() {
-                let (now, later) = rest.split_at(rest.len().min(HASH_BLOCK - block.len()));
-                block.extend_from_slice(now);
-                rest = later;
-                if block.len() == HASH_BLOCK {
-                    hasher.update(&block);
-                    block.clear();
-                }
-            }
-        }
-        Hash(*hasher.update(&block).finalize().as_bytes())
+    fn hash_of(&self, payload: &[u8]) -> Hash {
+        Hash(*blake3::Hasher::new().update(&self.hashed_fields()).update(payload).finalize().as_bytes())
     }
 }
 

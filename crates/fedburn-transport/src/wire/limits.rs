@@ -20,6 +20,9 @@ pub const MAX_MANIFEST_BODY: usize = 1 << 20;
 pub const CHUNK_HEADER_LEN: usize = 64;
 /// Bytes of a chunk's payload, at most and unless the server says less.
 pub const MAX_CHUNK_LEN: u32 = 4 << 20;
+/// Chunks that travel at once on a connection, each on a stream of its own, unless the server says less: enough that some
+/// are under way while one is verified, since more would only take memory.
+pub const CHUNKS_IN_FLIGHT: u32 = 4;
 /// Chunks of a blob.
 pub const MAX_CHUNKS: u32 = 16_384;
 /// Bytes of a blob: 64 GiB.

@@ -56,49 +56,57 @@ impl VectorPayload {
     /// [`BlobError::Vectors`] where `vectors` are not the payload's, [`BlobError::Chunk`] where `chunk` is not exactly
     /// as long as that chunk is. Nothing is written then.
     pub fn decode_chunk(&self, index: u32, chunk: &[u8], vectors: &mut [&mut [f32]]) -> Result<(), BlobError> {
-        self.decode_parts(index, &[chunk], vectors)
+        self.ensure_len(index, chunk.len())?;
+        let mut rest = chunk;
+        for place in self.place(index, vectors)? {
+            let (here, later) = rest.split_at(place.len());
+            place.copy_from_slice(here);
+            rest = later;
+        }
+        self.settle(index, vectors)
     }
 
-    /// As [`VectorPayload::decode_chunk`], of a chunk in parts one after another, cut anywhere.
+    /// The chunk's place in `vectors`, as bytes: one piece for each vector that it reaches into.
     ///
     /// # Errors
-    /// As [`VectorPayload::decode_chunk`].
-    pub fn decode_parts<P: AsRef<[u8]>>(
-        &self,
-        index: u32,
-        parts: &[P],
-        vectors: &mut [&mut [f32]],
-    ) -> Result<(), BlobError> {
+    /// [`BlobError::Vectors`] where `vectors` are not the payload's.
+    pub(crate) fn place<'a>(&self, index: u32, vectors: &'a mut [&mut [f32]]) -> Result<Vec<&'a mut [u8]>, BlobError> {
         self.ensure(vectors.iter().map(|vector| vector.len()))?;
-        let len: usize = parts.iter().map(|part| part.as_ref().len()).sum();
-        let range = self.layout.range(index).filter(|range| range.end - range.start == len as u64);
-        let range = range.ok_or_else(|| ChunkError::Misfit {
-            index,
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-            codec: Codec::F32,
-            blob_len: self.layout.len(),
-            blob_codec: Codec::F32,
-        })?;
         // Fits: the vectors are in memory, so the place of each of their bytes is a `usize`.
-        let (first, vector_len) = (range.start as usize, VALUE_LEN * self.num_values);
-        let mut at = first;
-        for part in parts {
-            let mut rest = part.as_ref();
-            while !rest.is_empty() {
-                let place: &mut [u8] = bytemuck::cast_slice_mut(vectors[at / vector_len]);
-                let place = &mut place[at % vector_len..];
-                let (here, later) = rest.split_at(rest.len().min(place.len()));
-                place[..here.len()].copy_from_slice(here);
-                (rest, at) = (later, at + here.len());
-            }
-        }
+        let (range, len) = (self.layout.range(index).unwrap_or_default(), VALUE_LEN * self.num_values);
+        let (start, end) = (range.start as usize, range.end as usize);
+        let piece = |(begin, vector): (usize, &'a mut &mut [f32])| {
+            let piece = start.clamp(begin, begin + len) - begin..end.clamp(begin, begin + len) - begin;
+            (!piece.is_empty()).then(|| &mut bytemuck::cast_slice_mut(vector)[piece])
+        };
+        Ok((0..).step_by(len.max(1)).zip(vectors).filter_map(piece).collect())
+    }
+
+    /// Makes values of the bytes that were put into a chunk's [`VectorPayload::place`].
+    ///
+    /// # Errors
+    /// As [`VectorPayload::place`].
+    pub(crate) fn settle(&self, index: u32, vectors: &mut [&mut [f32]]) -> Result<(), BlobError> {
         if cfg!(target_endian = "big") {
-            for value in first / VALUE_LEN..at / VALUE_LEN {
-                let place = &mut vectors[value / self.num_values][value % self.num_values];
-                *place = f32::from_bits(place.to_bits().swap_bytes());
+            for value in self.place(index, vectors)?.into_iter().flat_map(|piece| piece.chunks_exact_mut(VALUE_LEN)) {
+                value.reverse();
             }
         }
         Ok(())
+    }
+
+    fn ensure_len(&self, index: u32, len: usize) -> Result<(), BlobError> {
+        let fits = self.layout.range(index).is_some_and(|range| range.end - range.start == len as u64);
+        fits.then_some(()).ok_or_else(|| {
+            let misfit = ChunkError::Misfit {
+                index,
+                len: u32::try_from(len).unwrap_or(u32::MAX),
+                codec: Codec::F32,
+                blob_len: self.layout.len(),
+                blob_codec: Codec::F32,
+            };
+            misfit.into()
+        })
     }
 
     fn ensure(&self, lens: impl Iterator<Item = usize> + Clone) -> Result<(), BlobError> {
@@ -146,6 +154,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::{ChunkHeader, Hash, TransferId};
 
     fn bits(vectors: &[Vec<f32>]) -> Vec<Vec<u32>> {
         vectors.iter().map(|vector| vector.iter().map(|value| value.to_bits()).collect()).collect()
@@ -172,7 +181,8 @@ mod tests {
             let expected: Vec<u8> = patterns[..values * count].iter().flat_map(|bits| bits.to_le_bytes()).collect();
             prop_assert_eq!(&bytes[..], &expected[..]);
             prop_assert_eq!(bytes.len() as u64, payload.layout().len());
-            let (mut decoded, mut joined) = (vec![vec![0.0; values]; count], vec![vec![0.0; values]; count]);
+            let zeros = || vec![vec![0.0; values]; count];
+            let (mut decoded, mut joined, mut spoilt) = (zeros(), zeros(), zeros());
             let mut order: Vec<u32> = (0..payload.layout().num_chunks()).collect();
             if backwards {
                 order.reverse();
@@ -181,7 +191,13 @@ mod tests {
                 let chunk = payload.layout().slice(index, &bytes).unwrap();
                 payload.decode_chunk(index, chunk, &mut slices(&mut decoded)).unwrap();
                 let parts: Vec<&[u8]> = chunk.chunks(part).collect();
-                payload.decode_parts(index, &parts, &mut slices(&mut joined)).unwrap();
+                let header = ChunkHeader::of(TransferId::default(), payload.layout(), index, chunk).unwrap();
+                let mut joined = slices(&mut joined);
+                header.verify_into(&parts, payload.place(index, &mut joined).unwrap()).unwrap();
+                payload.settle(index, &mut joined).unwrap();
+                let wrong = ChunkHeader { hash: Hash([7; 32]), ..header };
+                let refused = wrong.verify_into(&parts, payload.place(index, &mut slices(&mut spoilt)).unwrap());
+                prop_assert!(matches!(refused, Err(ChunkError::Hash { .. })), "{:?}", refused);
             }
             prop_assert_eq!(bits(&joined), bits(&vectors), "cut anywhere");
             prop_assert_eq!(bits(&decoded), bits(&vectors));

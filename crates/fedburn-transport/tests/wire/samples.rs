@@ -118,7 +118,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
                 features: 1,
                 server_time: 1_700_000_000_000,
                 epoch: 3,
-                limits: ServerLimits::default(),
+                limits: ServerLimits { chunks_in_flight: 8, ..ServerLimits::default() },
                 plan: blob(0x33, 2_048, Codec::Opaque),
                 ext: Extensions::default(),
             }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use fedburn_core::{ClientFailure, ClientId, Metrics, RoundIndex};
 
 use super::super::QuicError;
-use super::super::send::{Blob, send_chunks};
-use super::super::stream::{REQUEST, ask};
+use super::super::send::{Blob, Pace, name_of, send_chunks};
+use super::super::stream::{REQUEST, StreamError, ask};
 use super::connect::{on, unexpected};
 use super::failure::Failure;
 use super::state::{Live, Shared};
-use crate::wire::limits::MAX_INLINE;
+use crate::wire::limits::{CHUNKS_IN_FLIGHT, MAX_INLINE};
 use crate::wire::{
     Bitmap, CommitState, Decline, Extensions, Frame, Hash, Measured, Message, NamedMean, NamedValue, Payload, Report,
     TaskId, UploadBegin, UploadCommit, metrics_to_wire,
@@ -127,7 +127,9 @@ async fn upload(shared: &Shared, live: &Live, task: TaskId, update: &Update) -> 
         }
     };
     send_missing(shared, live, task, &update.blob, &have).await?;
-    patient(live, &commit(task, update.blob.name().root, update, Payload::Chunks)).await
+    let lost = |error: StreamError| on(&live.connection, error.into());
+    let name = name_of(&update.blob).await.map_err(lost)?;
+    patient(live, &commit(task, name.root, update, Payload::Chunks)).await
 }
 
 /// Asks what the server answers when others have had their turn: it ends with the task or the connection.
@@ -150,8 +152,13 @@ async fn send_missing(
         let reason = "the server's bitmap is of another update".to_owned();
         return Err(QuicError::Protocol { reason }.into());
     }
-    let progress = Duration::from_secs(shared.dialer.config().progress_timeout_secs);
-    let sent = send_chunks(&live.connection, blob, task.into(), have.missing(), progress, &Arc::default()).await;
+    let pace = Pace {
+        chunks_at_once: live.limits.chunks_in_flight.clamp(1, CHUNKS_IN_FLIGHT),
+        period: Duration::from_secs(shared.dialer.config().progress_timeout_secs),
+        min_rate: MIN_RATE,
+        tally: &Arc::default(),
+    };
+    let sent = send_chunks(&live.connection, blob, task.into(), have.missing(), pace).await;
     sent.map_err(|error| on(&live.connection, error.into()))
 }
 
@@ -192,3 +199,6 @@ pub(super) async fn repeat(shared: Arc<Shared>, answer: Arc<Prepared>) {
         Err(failure) => tracing::warn!(task = %answer.task, ?failure, "answer.repetition_failed"),
     }
 }
+
+/// Bytes a second below which a server is not there: more than a connection needs to stay alive.
+const MIN_RATE: u64 = 1 << 10;

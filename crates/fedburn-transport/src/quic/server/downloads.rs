@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::super::send::{Blob, send_chunks};
+use super::super::send::{Blob, Pace, send_chunks};
 use super::super::stream::StreamError;
 use super::connection::refuse;
 use super::counters::add;
 use super::link::Link;
 use super::state::Shared;
+use crate::wire::limits::CHUNKS_IN_FLIGHT;
 use crate::wire::{BlobManifest, ChunksComing, CloseCode, Extensions, GetChunks, GetManifest, Message, Refusal};
 
 /// How a blob is cut, and a small one itself.
@@ -19,7 +20,7 @@ pub(super) fn manifest(shared: &Shared, asked: &GetManifest) -> Message {
             let most = shared.limits.inline_len;
             let inline = blob.inline(most).cloned().unwrap_or_default();
             add(&shared.counters.payload_down, inline.len());
-            BlobManifest::new(blob.manifest(), &inline, most as usize).into()
+            BlobManifest::new(blob.manifest().clone(), &inline, most as usize).into()
         }
         None => refuse(Refusal::UnknownBlob, format!("no blob {} is offered", asked.root)),
     }
@@ -54,9 +55,13 @@ async fn send_all(
     asked: GetChunks,
     _slot: OwnedSemaphorePermit,
 ) {
-    let progress = shared.config.progress_timeout();
-    let (indices, tally) = (asked.ranges.indices(), &shared.counters.payload_down);
-    let sent = send_chunks(&link.connection, &blob, asked.transfer, indices, progress, tally).await;
+    let pace = Pace {
+        chunks_at_once: CHUNKS_IN_FLIGHT,
+        period: shared.config.progress_timeout(),
+        min_rate: shared.config.min_rate,
+        tally: &shared.counters.payload_down,
+    };
+    let sent = send_chunks(&link.connection, &blob, asked.transfer, asked.ranges.indices(), pace).await;
     // Else it is all on its way, the connection is gone, or the node no longer wants it.
     if let Err(StreamError::Slow) = sent {
         link.close(CloseCode::Slow, "the download is too slow");

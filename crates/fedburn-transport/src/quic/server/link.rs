@@ -1,12 +1,12 @@
 //! One connection of a node that has greeted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use quinn::{Connection, VarInt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 use super::super::NodeId;
@@ -25,6 +25,8 @@ pub(super) struct Link {
     pub(super) counters: Arc<Counters>,
     /// What it said of itself.
     pub(super) said: OnceLock<Said>,
+    /// Tasks whose uploads wait for their beginning.
+    beginning: Mutex<BTreeSet<TaskId>>,
     /// Told when there may be something to say on the watch stream.
     pub(super) wake: Notify,
     /// Clients of the announcement's parts that have come.
@@ -66,6 +68,7 @@ impl Link {
             features: AtomicU64::new(0),
             counters: shared.counters.clone(),
             said: OnceLock::new(),
+            beginning: Mutex::default(),
             wake: Notify::new(),
             announcing: Mutex::default(),
             pushes: Mutex::default(),
@@ -114,10 +117,27 @@ impl Link {
         std::mem::take(&mut lock(&self.pushes))
     }
 
+    /// The right to wait for the beginning of a task's upload; `None` where that is being waited for.
+    pub(super) fn begin(&self, task: TaskId) -> Option<Beginning<'_>> {
+        let first = lock(&self.beginning).insert(task);
+        first.then(|| Beginning { link: self, task })
+    }
+
     /// Gives an upload the right to send chunks.
     pub(super) fn hold(&self, upload: Arc<Upload>) {
         lock(&self.held).insert(upload.task, upload);
         tuning::take_chunks(&self.connection);
+    }
+
+    /// Gives an upload that may send a slot; where it no longer may, others have it.
+    pub(super) fn give_slot(&self, upload: &Arc<Upload>, slot: OwnedSemaphorePermit) -> bool {
+        // What takes slots back does so under the same lock.
+        let held = lock(&self.held);
+        let holds = held.get(&upload.task).is_some_and(|held| Arc::ptr_eq(held, upload));
+        if holds {
+            upload.take_slot(slot);
+        }
+        holds
     }
 
     pub(super) fn held(&self, task: TaskId) -> Option<Arc<Upload>> {
@@ -163,6 +183,18 @@ impl Link {
         }
         allowance.requests -= 1.0;
         Duration::from_secs_f64((-allowance.requests).max(0.0) / allowance.per_second)
+    }
+}
+
+/// A task's upload waits for its beginning.
+pub(super) struct Beginning<'a> {
+    link: &'a Link,
+    task: TaskId,
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        lock(&self.link.beginning).remove(&self.task);
     }
 }
 

@@ -13,7 +13,7 @@ use super::state::Shared;
 use super::tasks::{Arrived, ArrivedUpdate};
 use super::uploads::{self, Memory};
 use crate::wire::{
-    Announce, Announced, CloseCode, CommitAck, CommitState, Decline, Extensions, Frame, Hash, Measured, Message,
+    Announce, Announced, Busy, CloseCode, CommitAck, CommitState, Decline, Extensions, Frame, Hash, Measured, Message,
     Payload, Refusal, Renew, TaskId, TaskKind, UploadBegin, UploadCommit, UploadGrant, features, limits::MAX_PARTS,
     metrics_from_wire, short_reason,
 };
@@ -103,6 +103,10 @@ async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Me
     if let Some(reason) = shared.beyond_memory(link.node, task, vectors.len()) {
         return refuse(Refusal::Invalid, reason);
     }
+    // Asked twice at once, there would be room for it twice.
+    let Some(_beginning) = link.begin(task) else {
+        return Busy { retry_after_ms: BEGIN_AGAIN_MS, ext: Extensions::default() }.into();
+    };
     let over = shared.exchange_over();
     let granted = tokio::select! {
         biased;
@@ -258,3 +262,6 @@ fn digest<M: crate::wire::Body>(message: &M) -> Hash {
     // What was decoded can be encoded.
     Frame::encode(0, message).map_or(Hash::default(), |bytes| Hash(*blake3::hash(&bytes).as_bytes()))
 }
+
+/// When a node that asks twice at once may ask again.
+const BEGIN_AGAIN_MS: u64 = 100;

@@ -93,22 +93,27 @@ impl Upload {
         *lock(&self.slot) = None;
     }
 
+    pub(super) fn take_slot(&self, slot: OwnedSemaphorePermit) {
+        *lock(&self.slot) = Some(slot);
+    }
+
     fn has_slot(&self) -> bool {
         lock(&self.slot).is_some()
     }
 
-    /// Waits for a slot where it was taken back; of the chunks of an upload, one asks for all.
-    async fn slot_again(&self, link: &Link, shared: &Shared) {
+    /// Waits for a slot where it was taken back; of the chunks of an upload, one asks for all. Says whether there is one
+    /// now: the upload may have come to its end meanwhile.
+    async fn slot_again(self: &Arc<Self>, link: &Link, shared: &Shared) -> bool {
         let _turn = self.turn.lock().await;
         if self.has_slot() {
-            return;
+            return true;
         }
         let slot = tokio::select! {
             biased;
             slot = shared.uploads.turn() => slot,
             _ = link.connection.closed() => None,
         };
-        *lock(&self.slot) = slot.filter(|_| link.connection.close_reason().is_none());
+        slot.is_some_and(|slot| link.give_slot(self, slot))
     }
 
     pub(super) fn take_memory(&self) -> Option<Memory> {
@@ -149,7 +154,7 @@ pub(super) async fn begin(
     if !shared.is_open(link.node, task) {
         return None;
     }
-    *lock(&upload.slot) = Some(turn);
+    upload.take_slot(turn);
     link.hold(upload.clone());
     if link.connection.close_reason().is_some() {
         // It went while we waited, and nobody will take the slot back.
@@ -225,12 +230,14 @@ pub(super) async fn chunk(link: &Arc<Link>, shared: &Shared, mut stream: RecvStr
         add(&link.counters.payload_up, bytes);
     };
     let reading = async {
-        upload.slot_again(link, shared).await;
-        read_payload(&mut stream, &header, count).await
+        match upload.slot_again(link, shared).await {
+            true => Some(read_payload(&mut stream, &header, count).await),
+            false => None,
+        }
     };
     let read = tokio::select! {
         biased;
-        read = reading => Some(read),
+        read = reading => read,
         // Nobody wants the rest, and the memory is for others.
         () = over => None,
     };

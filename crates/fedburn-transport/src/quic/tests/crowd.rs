@@ -114,7 +114,7 @@ fn a_round_closes_with_those_who_were_not_killed_and_no_slot_is_lost() {
                 if killed.is_some() {
                     return member.connection.close(0u32.into(), b"killed");
                 }
-                assert_eq!(member.commit(&offer, &blob).await, CommitState::Committed);
+                assert_eq!(member.commit(&offer, &blob).await, Some(CommitState::Committed));
             }
         });
     }
@@ -159,7 +159,7 @@ fn who_was_killed_and_comes_back_sends_only_what_is_missing() {
             let before = member.connection.stats().udp_tx.bytes;
             member.send(&offer, &blob, &have, usize::MAX).await;
             let sent = member.connection.stats().udp_tx.bytes - before;
-            assert_eq!(member.commit(&offer, &blob).await, CommitState::Committed);
+            assert_eq!(member.commit(&offer, &blob).await, Some(CommitState::Committed));
             if killed.is_some() {
                 returned.lock().unwrap().push((have.count() as usize, chunks, sent));
             }

@@ -278,7 +278,6 @@ fn who_lost_its_slot_waits_for_another_before_it_sends_on() {
     let mut site = Site::new(chunked());
     site.config.upload_slots = 1;
     let mut server = site.server();
-    let watch = server.watch();
     let mut idle = Raw::announced(&site, &server, "idle", &[2]);
     let mut other = Raw::announced(&site, &server, "other", &[1]);
     let requests = training(&site.schema, 1, &[1, 2]);
@@ -297,17 +296,76 @@ fn who_lost_its_slot_waits_for_another_before_it_sends_on() {
         assert!(matches!(other.ask(&begin(other_task, 100_000)), Ok(Message::UploadGrant(_))));
         let (idle, send) = (&idle, &send);
         let sending = scope.spawn(move || send(idle, idle_task));
-        // As often as it takes for a chunk to come that nobody holds back.
-        for _ in 0..100 {
+        // As often as it takes for a chunk to come that nobody holds back, and no longer than who sends nothing keeps a slot.
+        for _ in 0..10 {
             let asked = GetManifest { root: Hash([1; 32]), ext: Extensions::default() };
             assert_eq!(refusal(other.ask(&asked).unwrap()), Refusal::UnknownBlob);
         }
-        assert_eq!(watch.status().uploads.used, 1);
         send(&other, other_task);
         sending.join().unwrap();
         order.join().unwrap()
     });
     assert_eq!(order, [1, 2]);
+}
+
+#[test]
+fn who_waits_for_a_slot_with_a_task_that_ends_leaves_it_to_others() {
+    let mut site = Site::new(chunked());
+    site.config.upload_slots = 1;
+    let mut server = site.server();
+    let watch = server.watch();
+    let mut nodes = [1, 2, 3].map(|k| Raw::announced(&site, &server, &format!("node{k}"), &[k]));
+    let requests = training(&site.schema, 1, &[1, 2, 3]);
+    let (payload, layout) = (vec![0; 400_000], Layout::new(Codec::F32, 400_000, MAX_CHUNK_LEN).unwrap());
+    std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests));
+        let [idle, other, last] = nodes.each_mut().map(|node| node.offer().task);
+        assert!(matches!(nodes[0].ask(&begin(idle, 100_000)), Ok(Message::UploadGrant(_))));
+        // Answered once the idle node has lost the only slot; then its chunk waits for one.
+        assert!(matches!(nodes[1].ask(&begin(other, 100_000)), Ok(Message::UploadGrant(_))));
+        nodes[0].begin_chunk(&ChunkHeader::of(idle.into(), &layout, 0, &payload).unwrap());
+        for (node, task) in nodes.iter().zip([idle, other]) {
+            let decline = Decline { task, failure: Failure::NoData, ext: Extensions::default() };
+            assert_eq!(state(node.ask(&decline).unwrap()), CommitState::Committed);
+        }
+        eventually("the slot is free", || watch.status().uploads.used == 0);
+        assert!(matches!(nodes[2].ask(&begin(last, 100_000)), Ok(Message::UploadGrant(_))));
+        let decline = Decline { task: last, failure: Failure::NoData, ext: Extensions::default() };
+        assert_eq!(state(nodes[2].ask(&decline).unwrap()), CommitState::Committed);
+        answers.join().unwrap();
+    });
+}
+
+#[test]
+fn a_task_that_is_begun_many_times_has_room_once() {
+    let mut site = Site::new(chunked());
+    site.config.upload_slots = 1;
+    let mut server = site.server();
+    let watch = server.watch();
+    let mut holder = Raw::announced(&site, &server, "holder", &[1]);
+    let mut greedy = Raw::announced(&site, &server, "greedy", &[2]);
+    let requests = training(&site.schema, 1, &[1, 2]);
+    std::thread::scope(|scope| {
+        let answers = scope.spawn(|| exchange(&mut server, requests));
+        let (held, task) = (holder.offer().task, greedy.offer().task);
+        assert!(matches!(holder.ask(&begin(held, 100_000)), Ok(Message::UploadGrant(_))));
+        let one = watch.status().upload_memory.used;
+        let question = begin(task, 100_000);
+        let (first, second) = (greedy.asking(&question), greedy.asking(&question));
+        let told = greedy.handle().block_on(async {
+            tokio::select! {
+                answer = first => answer,
+                answer = second => answer,
+            }
+        });
+        assert!(matches!(told, Ok(Message::Busy(_))), "{told:?}");
+        assert!(watch.status().upload_memory.used <= 2 * one);
+        for (node, task) in [(&holder, held), (&greedy, task)] {
+            let decline = Decline { task, failure: Failure::NoData, ext: Extensions::default() };
+            assert_eq!(state(node.ask(&decline).unwrap()), CommitState::Committed);
+        }
+        answers.join().unwrap();
+    });
 }
 
 #[test]

@@ -12,13 +12,11 @@ use tokio::task::JoinSet;
 use super::super::client::Dialer;
 use super::super::runtime::EndpointThread;
 use super::super::surroundings::Surroundings;
+use super::honest::{HONEST, VALUES, median, round, spawn};
 use super::member::{Member, Place};
 use super::*;
 use crate::wire::{ChunkHeader, Codec, Layout, ServerLimits};
 
-/// 256 KiB: larger than what travels in a message.
-const VALUES: usize = 1 << 16;
-const HONEST: u64 = 10;
 /// The first client that is slow.
 const SLOW: u64 = 1_000;
 /// The time within which every slow node must be gone.
@@ -78,25 +76,6 @@ async fn drip(connection: &quinn::Connection, stream: &mut quinn::SendStream, fi
     }
 }
 
-/// Asks the honest clients and `slow` ones; how long it takes until all honest ones have answered.
-fn honest_round(server: &mut QuicServer<Flex>, site: &Site, round: u64, slow: std::ops::Range<u64>) -> Duration {
-    let clients: Vec<u64> = slow.chain(0..HONEST).collect();
-    let requests = training(&site.schema, round, &clients);
-    let wanted = expected(training(&site.schema, round, &(0..HONEST).collect::<Vec<_>>()));
-    let began = Instant::now();
-    let honest = server.exchange(requests, 10 * LONG).map(bits).filter(|(client, _)| client.0 < HONEST);
-    let came: BTreeMap<_, _> = honest.take(HONEST as usize).collect();
-    let took = began.elapsed();
-    assert_eq!(came, wanted);
-    server.close_round(RoundIndex(round), &[]).unwrap();
-    took
-}
-
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64()
-}
-
 /// Memory of this process, server and nodes, in MiB.
 fn resident() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -116,14 +95,13 @@ fn slow_nodes_are_gone_within_their_time_and_honest_rounds_go_on() {
         (site.config.progress_timeout_secs, site.config.handshake_timeout_secs) = (2, 2);
     }
     let mut server = site.server();
-    let honest: Vec<Node> = (0..HONEST).map(|k| site.spawn(&server, &format!("honest{k}"), &[k], FlexDevice)).collect();
-    server.wait_for(HONEST as usize, LONG, &mut |_| {}).unwrap();
+    let honest = spawn(&mut server, &site);
     let mut number = 0;
     let mut next = || {
         number += 1;
         number
     };
-    let quiet: Vec<_> = (0..rounds).map(|_| honest_round(&mut server, &site, next(), 0..0)).collect();
+    let quiet: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), 0..0)).collect();
     let before = resident();
 
     let (place, nodes, address) = (Place::of(&site, &server), EndpointThread::start("slow").unwrap(), server.address());
@@ -138,7 +116,7 @@ fn slow_nodes_are_gone_within_their_time_and_honest_rounds_go_on() {
     server.wait_for((HONEST + 2 * third) as usize, 10 * LONG, &mut |_| {}).unwrap();
     let attacked = Instant::now();
     let slow = SLOW..SLOW + third;
-    let disturbed: Vec<_> = (0..rounds).map(|_| honest_round(&mut server, &site, next(), slow.clone())).collect();
+    let disturbed: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), slow.clone())).collect();
     let during = resident();
     nodes.handle().block_on(async {
         let gone = tokio::time::timeout(2 * EVICTED, async { while crowd.join_next().await.is_some() {} }).await;
@@ -147,7 +125,7 @@ fn slow_nodes_are_gone_within_their_time_and_honest_rounds_go_on() {
     eventually("only honest nodes are connected", || server.connections() == HONEST as usize);
     let gone = attacked.elapsed();
     assert!(begun.load(Ordering::Relaxed) > 0);
-    let again: Vec<_> = (0..rounds).map(|_| honest_round(&mut server, &site, next(), 0..0)).collect();
+    let again: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), 0..0)).collect();
     server.close();
     honest.into_iter().for_each(|node| node.end().unwrap());
     if many.is_some() {

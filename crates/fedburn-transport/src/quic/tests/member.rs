@@ -50,15 +50,16 @@ impl Member {
         // Hundreds of handshakes on a busy machine.
         let config = ClientConfig { connect_timeout_secs: 60, request_timeout_secs: 60, ..client_config() };
         let dialer = Dialer::new(place.join.clone(), identity, config, Surroundings::machine());
+        let announce = Announce { clients: vec![ClientEntry::from(echo(client))], ..place.announce.clone() };
         let connection = loop {
             // The server may have too many at its door.
-            match dialer.connect().await {
-                Ok((connection, _)) => break connection,
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            if let Ok((connection, _)) = dialer.connect().await
+                && matches!(ask(&connection, &announce).await, Ok(Message::Announced(_)))
+            {
+                break connection;
             }
+            tokio::time::sleep(Duration::from_millis(100)).await;
         };
-        let announce = Announce { clients: vec![ClientEntry::from(echo(client))], ..place.announce.clone() };
-        assert!(matches!(ask(&connection, &announce).await, Ok(Message::Announced(_))));
         let (mut sending, receiving) = connection.open_bi().await.unwrap();
         send(&mut sending, REQUEST, &Watch { ext: Extensions::default() }.into()).await.unwrap();
         Self { client, connection, watch: FrameReader::new(receiving), _dialer: dialer }
@@ -101,7 +102,8 @@ impl Member {
         }
     }
 
-    pub(super) async fn commit(&self, offer: &TaskOffer, blob: &Blob) -> CommitState {
+    /// Commits what was sent; `None` where the task is over.
+    pub(super) async fn commit(&self, offer: &TaskOffer, blob: &Blob) -> Option<CommitState> {
         let commit = UploadCommit {
             task: offer.task,
             root: blob.name().root,
@@ -112,8 +114,9 @@ impl Member {
             metrics: Vec::new(),
             ext: Extensions::default(),
         };
-        match ask(&self.connection, &commit).await.unwrap() {
-            Message::CommitAck(ack) => ack.state,
+        match ask(&self.connection, &commit).await.ok()? {
+            Message::CommitAck(ack) => Some(ack.state),
+            Message::Refused(_) => None,
             other => panic!("client {}: {other:?}", self.client),
         }
     }

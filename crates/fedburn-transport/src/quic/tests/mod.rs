@@ -3,11 +3,13 @@
 mod crash;
 mod crowd;
 mod federation;
+mod honest;
 mod hostile;
 mod loris;
 mod member;
 mod raw;
 mod resume;
+mod rogues;
 mod simnet;
 mod strangers;
 mod traced;

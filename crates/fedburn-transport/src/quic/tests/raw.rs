@@ -78,6 +78,11 @@ impl Raw {
         self.handle().block_on(ask(&self.connection, message))
     }
 
+    /// Asks, when it is waited for.
+    pub(super) fn asking<M: Body>(&self, message: &M) -> impl Future<Output = Result<Message, StreamError>> {
+        ask(&self.connection, message)
+    }
+
     /// The next offer on the watch stream.
     pub(super) fn offer(&mut self) -> TaskOffer {
         let handle = self.handle().clone();
@@ -109,6 +114,15 @@ impl Raw {
             // The server may stop reading when it has seen enough.
             let _ = stream.write_all(&sent).await;
             let _ = stream.finish();
+        });
+    }
+
+    /// Sends a chunk's header and nothing of its payload; the stream stays open as long as the connection.
+    pub(super) fn begin_chunk(&self, header: &ChunkHeader) {
+        self.handle().block_on(async {
+            let mut stream = self.connection.open_uni().await.unwrap();
+            stream.write_all(&header.encode()).await.unwrap();
+            self.handle().spawn(async move { stream.stopped().await });
         });
     }
 

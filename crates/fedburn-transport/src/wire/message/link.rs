@@ -9,7 +9,7 @@ use crate::wire::bounded::{InOrder, List, Names, Octets, Sorted, Text};
 use crate::wire::chunk::Hash;
 use crate::wire::extension::Extensions;
 use crate::wire::limits::{
-    MAX_ANNOUNCED, MAX_CHAIN, MAX_CHUNK_LEN, MAX_DER, MAX_INLINE, MAX_LABEL, MAX_LABELS, MAX_REASON,
+    CHUNKS_IN_FLIGHT, MAX_ANNOUNCED, MAX_CHAIN, MAX_CHUNK_LEN, MAX_DER, MAX_INLINE, MAX_LABEL, MAX_LABELS, MAX_REASON,
 };
 
 /// The first message of a client.
@@ -55,13 +55,13 @@ pub struct ServerLimits {
     pub chunk_len: u32,
     /// Bytes of payload that may travel inside a message, at most [`MAX_INLINE`].
     pub inline_len: u32,
-    /// Chunks that a client may have under way at once.
+    /// Chunks that a client may have under way at once, at most [`CHUNKS_IN_FLIGHT`] of which are.
     pub chunks_in_flight: u32,
 }
 
 impl Default for ServerLimits {
     fn default() -> Self {
-        Self { chunk_len: MAX_CHUNK_LEN, inline_len: MAX_INLINE as u32, chunks_in_flight: 8 }
+        Self { chunk_len: MAX_CHUNK_LEN, inline_len: MAX_INLINE as u32, chunks_in_flight: CHUNKS_IN_FLIGHT }
     }
 }
 

@@ -9,11 +9,13 @@ use tokio::time::{Instant, timeout};
 
 use super::super::training;
 use super::faults::Script;
+use super::network::Weather;
 use super::node::Node;
 use super::server::Server;
 use super::world::{World, run_in};
 use crate::quic::server::{Opened, Rounds};
 use crate::quic::{ClientConfig, QuicConfig};
+use crate::wire::limits::MAX_CHUNK_LEN;
 
 const CLIENT: ClientId = ClientId(1);
 
@@ -80,6 +82,19 @@ fn a_node_that_is_silent_is_noticed_at_the_idle_time_out() {
         let config = QuicConfig::default();
         let silent = Duration::from_secs(config.idle_timeout_secs) + config.reconnect_grace();
         assert!((silent..silent + NOTICED).contains(&took), "{took:?}");
+    });
+}
+
+#[test]
+fn a_model_of_several_chunks_goes_down_and_up_a_slow_line() {
+    let weather = Weather { bytes_per_second: 50_000, ..Weather::CALM };
+    let script = Script { values: 5 << 20, chunk_len: MAX_CHUNK_LEN, weather, ..Script::calm(Duration::ZERO) };
+    run_in(1, script, |world| async move {
+        let (mut rounds, _opened, _node) = pair(&world).await;
+        let (outcome, took) = ask(&world, &mut rounds, HOUR).await;
+        assert!(outcome.reply.is_ok(), "{:?}", outcome.reply.err());
+        let payload = Duration::from_secs_f64(2.0 * 4.0 * f64::from(5 << 20) / 50_000.0);
+        assert!((payload..payload.mul_f64(1.35)).contains(&took), "{took:?}, not much more than {payload:?}");
     });
 }
 

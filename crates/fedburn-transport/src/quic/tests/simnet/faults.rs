@@ -40,6 +40,8 @@ pub(super) struct Script {
     pub(super) nodes: usize,
     /// Values of the model: one that travels inside messages, or in several chunks.
     pub(super) values: usize,
+    /// Bytes of a chunk.
+    pub(super) chunk_len: u32,
     /// Rounds from one checkpoint to the next; one where the server keeps answers.
     pub(super) checkpoint_every: u64,
     /// Whether the server keeps answers on disk before it acknowledges them.
@@ -62,6 +64,7 @@ impl Script {
         Self {
             nodes: 1,
             values: 700,
+            chunk_len: CHUNK_LEN,
             checkpoint_every: 1,
             keeps_answers: false,
             compression: CompressionConfig::default(),
@@ -79,6 +82,7 @@ impl Script {
         let mut script = Self {
             nodes,
             values: [700, 6_000][rng.random_range(0..2)],
+            chunk_len: CHUNK_LEN,
             checkpoint_every: rng.random_range(1..=3),
             keeps_answers: rng.random_bool(0.5),
             compression: CompressionConfig::default(),
@@ -151,3 +155,6 @@ fn weather(rng: &mut ChaCha8Rng) -> Weather {
 fn millis(rng: &mut ChaCha8Rng, range: std::ops::Range<u64>) -> Duration {
     Duration::from_millis(rng.random_range(range))
 }
+
+/// Bytes of a chunk: small, so that a small model has several.
+const CHUNK_LEN: u32 = 8 << 10;

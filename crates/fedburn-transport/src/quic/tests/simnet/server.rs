@@ -59,7 +59,7 @@ impl Server {
             surroundings,
             plan: world.plan(),
             files: if world.script.keeps_answers { files.keeping_answers() } else { files },
-            limits: ServerLimits { chunk_len: 8 << 10, inline_len: 4 << 10, chunks_in_flight: 8 },
+            limits: ServerLimits { chunk_len: world.script.chunk_len, inline_len: 4 << 10, ..ServerLimits::default() },
         };
         let rounds = Rounds::new(setup, world.schema.clone(), FlexDevice).unwrap();
         let opened = rounds.open().unwrap();
