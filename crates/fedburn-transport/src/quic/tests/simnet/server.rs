@@ -107,7 +107,7 @@ impl Running {
             let (mut answered, mut outcomes) = (BTreeSet::new(), self.rounds.exchange(requests, ROUND));
             while let Some(outcome) = outcomes.receive().await {
                 let client = outcome.client;
-                assert!(answered.insert(client), "I1: client {client} is counted once");
+                assert!(answered.insert(client), "client {client} is counted once");
                 world.note(format_args!(
                     "{client}: {}",
                     outcome.reply.as_ref().map_or_else(|e| e.to_string(), |_| "ok".into())
@@ -127,7 +127,7 @@ impl Running {
             world.note(format_args!("round {round}: {included:?}"));
             world.published.lock().unwrap().closed(round, available, included.clone(), bits(&coordinator));
             world.disk().await;
-            assert_eq!(self.rounds.held(), None, "I4: what an exchange leaves");
+            assert_eq!(self.rounds.held(), None, "what an exchange leaves");
             if calm.is_some() || round.0 - checkpointed.0 >= world.script.checkpoint_every {
                 let values = coordinator.global().to_host();
                 *world.checkpoint.lock().unwrap() = Some(Checkpoint { round, values });
@@ -140,10 +140,7 @@ impl Running {
             if calm.is_some() && everybody {
                 break;
             }
-            assert!(
-                calm.is_none_or(|calm| calm < CALM),
-                "I6: a round that began after {calm:?} of calm misses somebody"
-            );
+            assert!(calm.is_none_or(|calm| calm < CALM), "a round that began after {calm:?} of calm misses somebody");
         }
         assert!(self.rounds.say_goodbye());
         let left = Instant::now();
@@ -160,7 +157,7 @@ impl Running {
         let mut measured = BTreeSet::new();
         while let Some(outcome) = outcomes.receive().await {
             if let Ok(Reply::Evaluated(metrics)) = outcome.reply {
-                assert!(measured.insert(outcome.client), "I1: client {} measures once", outcome.client);
+                assert!(measured.insert(outcome.client), "client {} measures once", outcome.client);
                 let right = Mean::new(wanted, info(outcome.client).num_examples as f64).value();
                 assert_eq!(metrics.get(Metrics::LOSS), right, "client {} measures this model", outcome.client);
             }
