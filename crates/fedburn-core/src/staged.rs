@@ -46,7 +46,7 @@ pub struct Stages {
 pub struct Stage {
     /// Paths of its layers, each with all that is below it.
     pub paths: Vec<String>,
-    /// Shapes of what one example leaves for the backward pass.
+    /// Shapes of what one example leaves for the backward pass, in the order in which it is made.
     pub kept: Vec<Vec<usize>>,
     /// Whether what goes out has the shape of what comes in, so that inputs can go past it.
     pub keeps_shape: bool,

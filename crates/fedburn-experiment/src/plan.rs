@@ -159,21 +159,21 @@ mod tests {
 
     #[test]
     fn groups_are_drawn_with_their_parts() {
-        let groups = vec![Bytes(10), Bytes(110), Bytes(180), Bytes(1024)];
+        let groups = vec![Bytes(10), Bytes(340), Bytes(510), Bytes(2048)];
         let config = DepthwiseConfig { memory: MemoryConfig::Groups(groups), mutual: Some(1.0) };
         let clients: Vec<ClientId> = (0..5).map(ClientId).collect();
         let plan = MemoryPlan::new(&memory(), &config, &clients).to_string();
-        let expected = "  3 blocks, 5 parameters; a step of the whole model takes 280 B
-  every block can be trained in 148 B, some block in 112 B
-group 0: clients 0 to 1, 10 B (3.6 % of the whole)
+        let expected = "  3 blocks, 5 parameters; a step of the whole model takes 560 B
+  every block can be trained in 508 B, some block in 352 B
+group 0: clients 0 to 1, 10 B (1.8 % of the whole)
   insufficient memory
-group 1: client 2, 110 B (39.3 % of the whole)
+group 1: client 2, 340 B (60.7 % of the whole)
   insufficient memory
-group 2: client 3, 180 B (64.3 % of the whole)
-  #############...................  40.0 %         72 B  stem 1
-  ##########################......  82.2 %        148 B  2
-  ###################.............  60.0 %        108 B  3
-group 3: client 4, 1.00 KiB (365.7 % of the whole)
+group 2: client 3, 510 B (91.1 % of the whole)
+  ############....................  37.6 %        192 B  stem 1
+  ################################  99.6 %        508 B  2
+  ########################........  76.1 %        388 B  3
+group 3: client 4, 2.00 KiB (365.7 % of the whole)
   the whole model beside one of its own
 ";
         assert_eq!(plan, expected);

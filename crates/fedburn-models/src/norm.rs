@@ -92,7 +92,9 @@ fn over_batch<B: Backend>(
 ) -> Tensor<B, 4> {
     let [batch, channels, height, width] = x.dims();
     let one = x.swap_dims(0, 1).reshape([1, channels, batch * height, width]);
-    normalise(one, channels).reshape([channels, batch, height, width]).swap_dims(0, 1)
+    // The last change of shape makes a copy in order, which is all that is left: who comes next would make one besides.
+    let turned = normalise(one, channels).reshape([channels, batch, height * width]).swap_dims(0, 1);
+    turned.reshape([batch, channels, height, width])
 }
 
 /// Gamma and beta `[channels]`, one and zero where the layer has none.

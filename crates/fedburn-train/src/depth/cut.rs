@@ -99,7 +99,7 @@ mod tests {
     const PARAMETERS: [u64; 9] = [4672, 4672, 4672, 14432, 18560, 18560, 57536, 73984, 73984];
 
     fn size(parameters: u64, activations: u64, keeps_shape: bool) -> Size {
-        Size { parameters, activations, keeps_shape }
+        Size { parameters, activations, in_hand: 0, keeps_shape }
     }
 
     /// PreResNet-20 for ten classes and 32 by 32 pixels, trained with momentum in batches of 128.
@@ -137,7 +137,7 @@ mod tests {
     fn full_training_takes_what_the_formula_says() {
         let memory = preresnet20();
         assert_eq!(memory.parameters(), 272_314);
-        assert_eq!(memory.whole(), Bytes(204_627_128));
+        assert_eq!(memory.lasting(0..9, true), Bytes(204_627_128));
         let activations =
             |memory: &StepMemory| memory.stem.activations + memory.head.activations + ACTIVATIONS.iter().sum::<u64>();
         assert_eq!(activations(&memory), 393_280);
@@ -177,9 +177,9 @@ mod tests {
             (0.3953, vec![0..2, 2..4, 4..9]),
             (0.5595, vec![0..3, 3..9]),
         ] {
-            let bytes = |(i, range): (usize, &Range<usize>)| memory.step(range.clone(), i == 0);
+            let bytes = |(i, range): (usize, &Range<usize>)| memory.lasting(range.clone(), i == 0);
             let most = parts.iter().enumerate().map(bytes).max().unwrap();
-            assert!((most.0 as f64 / memory.whole().0 as f64 - largest).abs() < 5e-5, "{largest}: {most}");
+            assert!((most.0 as f64 / memory.lasting(0..9, true).0 as f64 - largest).abs() < 5e-5, "{largest}: {most}");
         }
     }
 
@@ -224,8 +224,31 @@ mod tests {
         assert!(!cut.parts[0].stem, "they lie between it and the stem");
     }
 
+    #[test]
+    fn what_is_in_hand_comes_on_top() {
+        let in_hand = |of: Size, in_hand| Size { in_hand, ..of };
+        let blocks = vec![in_hand(size(2, 10, true), 9), in_hand(size(3, 20, true), 4)];
+        let memory = StepMemory {
+            stem: in_hand(size(1, 5, false), 50),
+            blocks,
+            head: size(1, 7, false),
+            batch: 10,
+            slots: 1,
+            number: 4,
+        };
+        // All parameters, gradient and momentum of the trained ones, and the most at a time.
+        assert_eq!(memory.whole(), Bytes(4 * (7 + 2 * 7 + 10 * 50)), "the stem's own maps");
+        let small = StepMemory { stem: size(1, 5, false), ..memory };
+        assert_eq!(small.whole(), Bytes(4 * (7 + 2 * 7 + 10 * (7 + 5 + 10 + 20 + 4))));
+        assert_eq!(small.step(1..2, false), Bytes(4 * (7 + 2 * 4 + 10 * (7 + 20 + 4))));
+        assert_eq!(small.step(0..1, true), Bytes(4 * (7 + 2 * 4 + 10 * (7 + 5 + 10 + 9))));
+        assert_eq!(small.lasting(0..1, true), Bytes(4 * (7 + 2 * 4 + 10 * (7 + 5 + 10))));
+    }
+
     fn any_memory() -> impl Strategy<Value = StepMemory> {
-        let sizes = || (0u64..50, 0u64..50, any::<bool>()).prop_map(|(p, a, keeps)| size(p, a, keeps));
+        let size =
+            |(parameters, activations, in_hand, keeps_shape)| Size { parameters, activations, in_hand, keeps_shape };
+        let sizes = move || (0u64..50, 0u64..50, 0u64..50, any::<bool>()).prop_map(size);
         (sizes(), prop::collection::vec(sizes(), 1..12), sizes(), 1u64..5, 0u64..3)
             .prop_map(|(stem, blocks, head, batch, slots)| StepMemory { stem, blocks, head, batch, slots, number: 4 })
     }
