@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use super::super::client::Dialer;
 use super::super::runtime::EndpointThread;
 use super::super::surroundings::Surroundings;
-use super::honest::{HONEST, VALUES, median, round, spawn};
+use super::honest::{HONEST, Honest, VALUES, median};
 use super::member::{Member, Place};
 use super::*;
 use crate::wire::{ChunkHeader, Codec, Layout, ServerLimits};
@@ -94,40 +94,32 @@ fn slow_nodes_are_gone_within_their_time_and_honest_rounds_go_on() {
         // A short wait is as good a proof as a long one.
         (site.config.progress_timeout_secs, site.config.handshake_timeout_secs) = (2, 2);
     }
-    let mut server = site.server();
-    let honest = spawn(&mut server, &site);
-    let mut number = 0;
-    let mut next = || {
-        number += 1;
-        number
-    };
-    let quiet: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), 0..0)).collect();
+    let mut honest = Honest::start(site);
+    let quiet = honest.rounds(rounds, 0..0);
     let before = resident();
 
-    let (place, nodes, address) = (Place::of(&site, &server), EndpointThread::start("slow").unwrap(), server.address());
+    let (place, nodes) = (Place::of(&honest.site, &honest.server), EndpointThread::start("slow").unwrap());
     let (mut crowd, begun) = (JoinSet::new(), Arc::<AtomicUsize>::default());
     for k in 0..third {
-        let identity = site.node(&format!("stranger{k}"));
+        let (identity, address) = (honest.site.node(&format!("stranger{k}")), honest.server.address());
         crowd.spawn_on(in_a_chunk(place.clone(), SLOW + k, begun.clone()), nodes.handle());
         crowd.spawn_on(in_a_frame(place.clone(), SLOW + third + k), nodes.handle());
-        crowd.spawn_on(in_handshake(server.join_string(), identity, address), nodes.handle());
+        crowd.spawn_on(in_handshake(honest.server.join_string(), identity, address), nodes.handle());
     }
     // Who is slow in the handshake never gets through it.
-    server.wait_for((HONEST + 2 * third) as usize, 10 * LONG, &mut |_| {}).unwrap();
+    honest.server.wait_for((HONEST + 2 * third) as usize, 10 * LONG, &mut |_| {}).unwrap();
     let attacked = Instant::now();
-    let slow = SLOW..SLOW + third;
-    let disturbed: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), slow.clone())).collect();
+    let disturbed = honest.rounds(rounds, SLOW..SLOW + third);
     let during = resident();
     nodes.handle().block_on(async {
         let gone = tokio::time::timeout(2 * EVICTED, async { while crowd.join_next().await.is_some() {} }).await;
         assert!(gone.is_ok(), "{} slow nodes are still here", crowd.len());
     });
-    eventually("only honest nodes are connected", || server.connections() == HONEST as usize);
+    eventually("only honest nodes are connected", || honest.server.connections() == HONEST as usize);
     let gone = attacked.elapsed();
     assert!(begun.load(Ordering::Relaxed) > 0);
-    let again: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), 0..0)).collect();
-    server.close();
-    honest.into_iter().for_each(|node| node.end().unwrap());
+    let again = honest.rounds(rounds, 0..0);
+    honest.end();
     if many.is_some() {
         let (quiet, disturbed) = (median([quiet, again].concat()), median(disturbed));
         println!(

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::super::runtime::EndpointThread;
 use super::super::send::Blob;
 use super::super::stream::ask;
-use super::honest::{HONEST, VALUES, median, round, spawn};
+use super::honest::{HONEST, Honest, VALUES, median};
 use super::member::{Member, Place};
 use super::*;
 use crate::wire::limits::MAX_CHUNK_LEN;
@@ -98,34 +98,29 @@ async fn send(member: &Member, header: &ChunkHeader, payload: &[u8]) -> Option<(
 fn rogues_get_nowhere_and_honest_rounds_go_on() {
     let many = std::env::var("FEDBURN_ROGUES").ok().map(|n| n.parse::<u64>().unwrap());
     let (rogues, rounds) = (many.unwrap_or(KINDS), if many.is_some() { 31 } else { 3 });
-    let site = Site::new(schema(&[VALUES]));
-    let mut server = site.server();
-    let honest = spawn(&mut server, &site);
-    let mut number = 0;
-    let mut next = || {
-        number += 1;
-        number
-    };
-    let quiet: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), 0..0)).collect();
+    let mut honest = Honest::start(Site::new(schema(&[VALUES])));
+    let quiet = honest.rounds(rounds, 0..0);
 
-    let (place, nodes) = (Place::of(&site, &server), EndpointThread::start("rogues").unwrap());
+    let (place, nodes) = (Place::of(&honest.site, &honest.server), EndpointThread::start("rogues").unwrap());
     let (mut crowd, done) = (JoinSet::new(), Arc::<[AtomicU64; KINDS as usize]>::default());
     for k in 0..rogues {
         crowd.spawn_on(rogue(place.clone(), ROGUE + k, done.clone()), nodes.handle());
     }
-    server.wait_for((HONEST + rogues) as usize, 10 * LONG, &mut |_| {}).unwrap();
+    honest.server.wait_for((HONEST + rogues) as usize, 10 * LONG, &mut |_| {}).unwrap();
     let everybody = ROGUE..ROGUE + rogues;
-    let mut disturbed: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), everybody.clone())).collect();
-    let seen = |done: &[AtomicU64]| done.iter().all(|count| count.load(Ordering::Relaxed) > 0);
-    while !seen(&done[..]) {
-        disturbed.push(round(&mut server, &site, next(), everybody.clone()));
+    let mut disturbed = honest.rounds(rounds, everybody.clone());
+    while done.iter().any(|count| count.load(Ordering::Relaxed) == 0) {
+        disturbed.extend(honest.rounds(1, everybody.clone()));
     }
     crowd.abort_all();
-    nodes.handle().block_on(async { while crowd.join_next().await.is_some() {} });
+    nodes.handle().block_on(async {
+        while let Some(rogue) = crowd.join_next().await {
+            assert!(rogue.unwrap_err().is_cancelled(), "a rogue saw what it must not");
+        }
+    });
     drop(nodes);
-    let again: Vec<_> = (0..rounds).map(|_| round(&mut server, &site, next(), 0..0)).collect();
-    server.close();
-    honest.into_iter().for_each(|node| node.end().unwrap());
+    let again = honest.rounds(rounds, 0..0);
+    honest.end();
     if many.is_some() {
         let (quiet, disturbed) = (median([quiet, again].concat()), median(disturbed));
         println!(
