@@ -7,7 +7,7 @@ use crate::cargo::Cargo;
 #[derive(Args)]
 pub struct Rogues {
     /// Rogues, of six kinds by turns.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 6)]
     nodes: u64,
 }
 

@@ -14,7 +14,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::receive::SMALL;
 use super::stream::StreamError;
-use super::tuning::send_window;
+use super::tuning::{SEND_WINDOW, cut_window};
 use crate::wire::limits::MAX_CHUNK_LEN;
 use crate::wire::{
     BlobError, BlobRef, ChunkHeader, Codec, Hash, Layout, Manifest, TransferId, VectorPayload, encode_vector,
@@ -218,7 +218,11 @@ async fn send_in_order(
     mut indices: impl Iterator<Item = u32>,
     pace: &Pace<'_>,
 ) -> Result<(), StreamError> {
-    connection.set_send_window(send_window(connection.rtt()));
+    connection.set_send_window(match &blob.content {
+        // What waits in the window is where it was before.
+        Content::Whole(_) => SEND_WINDOW,
+        Content::Vectors { .. } => cut_window(connection.rtt()),
+    });
     // While chunks travel, the next one is hashed.
     let mut next_header = || {
         let blob = blob.clone();

@@ -22,10 +22,10 @@ const TRANSFER_RECEIVE_WINDOW: u32 = 16 << 20;
 /// One chunk and its header, so that a chunk never waits for credit behind those that go before it. QUIC's library closes
 /// a connection with more than 1,024 holes in what came, which a window of this size cannot have.
 const STREAM_RECEIVE_WINDOW: u32 = MAX_CHUNK_LEN + CHUNK_HEADER_LEN as u32;
-/// What may be sent and not acknowledged, all of which is kept in memory, where the other end is near ...
-const NEAR_SEND_WINDOW: u64 = 4 << 20;
-/// ... and where it is not: 16 MiB are a gigabit a second at a round trip of 130 ms.
-const FAR_SEND_WINDOW: u64 = 16 << 20;
+/// What may be sent and not acknowledged: a gigabit a second at a round trip of 130 ms.
+pub(crate) const SEND_WINDOW: u64 = 16 << 20;
+/// The same where what is sent is a copy, which stays in memory until it is acknowledged, and the other end is near.
+const NEAR_CUT_WINDOW: u64 = 4 << 20;
 /// Round trips below which the other end is near: 4 MiB are 400 MiB a second then.
 const NEAR: Duration = Duration::from_millis(10);
 /// What may be in flight before anything is known of the path: ten packets of the largest size. The library's own
@@ -69,9 +69,9 @@ pub(crate) fn take_chunks(connection: &Connection) {
     connection.set_receive_window(VarInt::from_u32(TRANSFER_RECEIVE_WINDOW));
 }
 
-/// What may be sent and not acknowledged over a path with such a round trip.
-pub(crate) fn send_window(round_trip: Duration) -> u64 {
-    if round_trip < NEAR { NEAR_SEND_WINDOW } else { FAR_SEND_WINDOW }
+/// What may be sent and not acknowledged of copies, over a path with such a round trip.
+pub(crate) fn cut_window(round_trip: Duration) -> u64 {
+    if round_trip < NEAR { NEAR_CUT_WINDOW } else { SEND_WINDOW }
 }
 
 fn common(congestion: Congestion, mtu_upper_bound: u16, idle_timeout_secs: u64) -> TransportConfig {
@@ -82,7 +82,7 @@ fn common(congestion: Congestion, mtu_upper_bound: u16, idle_timeout_secs: u64) 
     let idle = IdleTimeout::try_from(Duration::from_secs(idle_timeout_secs)).ok();
     transport
         .stream_receive_window(VarInt::from_u32(STREAM_RECEIVE_WINDOW))
-        .send_window(NEAR_SEND_WINDOW)
+        .send_window(SEND_WINDOW)
         .initial_mtu(MIN_MTU)
         .min_mtu(MIN_MTU)
         .mtu_discovery_config(Some(discovery))
