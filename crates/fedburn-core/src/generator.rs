@@ -1,4 +1,4 @@
-//! What a generator of examples is, for strategies that make their own.
+//! What a generator of examples is, for strategies that make their own and clients that learn from them.
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ClassId, Mode, Seed};
 
-/// A network that makes inputs of a classifier from noise and a class.
+/// A network that makes inputs of a classifier, or of its head, from noise and a class.
 pub trait Generator<B: Backend>: Module<B> {
-    /// Inputs `[batch, channels, height, width]` from `noise` `[batch, noise]` and `labels` `[batch, classes]`, one at
-    /// each example's class and zero elsewhere.
+    /// Inputs `[batch, channels, height, width]`, features as `[batch, features, 1, 1]`, from `noise` `[batch, noise]` and
+    /// `labels` `[batch, classes]`, one at each example's class and zero elsewhere.
     fn forward(&self, noise: Tensor<B, 2>, labels: Tensor<B, 2>, mode: Mode) -> Tensor<B, 4>;
 }
 

@@ -62,7 +62,7 @@ pub use mixing::MixingWeights;
 pub use model::{ClassId, Classifier, Mode, ModelFamily, Split};
 pub use observer::{Event, Observer, StopReason};
 pub use params::{
-    ParamEntry, ParamKind, ParamSchema, ParamVector, flat_gradients, flatten, is_below, load, load_frozen,
+    ParamEntry, ParamKind, ParamSchema, ParamVector, Schemas, flat_gradients, flatten, is_below, load, load_frozen,
     load_to_train, schema_of,
 };
 pub use population::{Population, Worker};

@@ -14,7 +14,7 @@ pub type SideName = Cow<'static, str>;
 /// What an algorithm sends besides the model, either way: control variates, a round's learning rate. Empty for most.
 #[derive(Clone, Debug)]
 pub struct SideInfo<B: Backend> {
-    /// Vectors of the model's schema.
+    /// Vectors: a client's are of the model's schema, the server's of one that both know ([`Schemas`](crate::Schemas)).
     pub vectors: BTreeMap<SideName, ParamVector<B>>,
     /// Numbers.
     pub scalars: BTreeMap<SideName, f64>,
@@ -38,6 +38,8 @@ impl<B: Backend> SideInfo<B> {
     pub const CONTROL_DELTA: &'static str = "control_delta";
     /// Scalar from the server: the strength of the regulariser, positive, `alpha` of FedDyn.
     pub const ALPHA: &'static str = "alpha";
+    /// Vector from the server: its generator of features, of a schema of its own, `G` of FedGen.
+    pub const GENERATOR: &'static str = "generator";
 
     /// Bytes of this information on the wire: four a vector value, eight a scalar.
     pub fn num_bytes(&self) -> u64 {

@@ -3,10 +3,12 @@
 mod file;
 mod module;
 mod schema;
+mod schemas;
 mod training;
 mod vector;
 
 pub use module::{flatten, load, schema_of};
 pub use schema::{ParamEntry, ParamKind, ParamSchema, is_below};
+pub use schemas::Schemas;
 pub use training::{flat_gradients, load_frozen, load_to_train};
 pub use vector::ParamVector;

@@ -83,6 +83,13 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         side_scalars: vec![value("alpha", 0.1), value("rate_blend", -0.0)],
         reports: ReportsWanted { class_counts: false, accumulation: true, steps: true },
     };
+    // A vector of another network than the model has a length of its own.
+    let generator = TaskKind::Train {
+        seed: Seed::new(7),
+        side_vectors: vec![NamedBlob { name: "generator".to_owned(), blob: blob(0x88, 80_000, Codec::F32) }],
+        side_scalars: Vec::new(),
+        reports: ReportsWanted { class_counts: true, accumulation: false, steps: false },
+    };
     let compressed = |up, down, error_feedback| {
         let compression = compression_to_wire(&CompressionConfig { up, down, error_feedback });
         TaskOffer { ext: Extensions::new(compression.into_iter().collect()), ..offer(train.clone()) }
@@ -148,6 +155,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ("last", Refused { code: Refusal::Internal, reason: String::new(), ext: Extensions::default() }.into()),
         ("plain", Watch::default().into()),
         ("train", offer(train.clone()).into()),
+        ("generator", offer(generator).into()),
         ("evaluate", offer(TaskKind::Evaluate).into()),
         ("compressed", compressed(int8, f16, true).into()),
         ("compressed-top-k", compressed(top_k, plain, false).into()),

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Asked, ClientFailure, ClientId, ClientInfo, ClientTransport, ParamSchema, Reply, RoundIndex, TransportError,
+    Asked, ClientFailure, ClientId, ClientInfo, ClientTransport, Reply, RoundIndex, Schemas, TransportError,
 };
 
 use super::config::ClientConfig;
@@ -84,18 +84,18 @@ impl Joined {
         self.thread.handle().block_on(self.invited.decline(reason))
     }
 
-    /// Tells the server which clients the node is, sorted by id, and how many examples each has; models come to
-    /// `device`.
+    /// Tells the server which clients the node is, sorted by id, and how many examples each has. `schemas` are as
+    /// for the server; models come to `device`.
     ///
     /// # Errors
     /// [`QuicError::Refused`] where another node is one of the clients, or the model has another schema.
     pub fn start<B: Backend>(
         self,
         clients: &[ClientInfo],
-        schema: Arc<ParamSchema>,
+        schemas: impl Into<Schemas>,
         device: B::Device,
     ) -> Result<QuicClient<B>, QuicError> {
-        let node = self.thread.handle().block_on(self.invited.start(clients, schema, device))?;
+        let node = self.thread.handle().block_on(self.invited.start(clients, schemas.into(), device))?;
         Ok(QuicClient { node, thread: self.thread })
     }
 }

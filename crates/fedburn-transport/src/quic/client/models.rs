@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{Codec, CodecError, Encoded, ParamSchema, ParamVector};
+use fedburn_core::{Codec, CodecError, Encoded, ParamSchema, ParamVector, Schemas};
 
 use super::super::QuicError;
 use super::super::blob::{Assembly, Values};
@@ -14,10 +14,13 @@ use crate::wire::{self, BlobRef, Hash};
 
 /// The vectors that tasks start from.
 pub(super) struct Models<B: Backend> {
-    schema: Arc<ParamSchema>,
+    schemas: Schemas,
     device: B::Device,
-    known: Mutex<BTreeMap<Hash, Arc<Cell<B>>>>,
+    /// By root and by the fingerprint of the schema: one blob may be a vector of two.
+    known: Mutex<Known<B>>,
 }
+
+type Known<B> = BTreeMap<(Hash, u64), Arc<Cell<B>>>;
 
 /// One vector, on its way or here. Whoever fetches it holds the lock; others who need it wait.
 type Cell<B> = tokio::sync::Mutex<Fetched<B>>;
@@ -29,25 +32,32 @@ enum Fetched<B: Backend> {
 }
 
 impl<B: Backend> Models<B> {
-    pub(super) fn new(schema: Arc<ParamSchema>, device: B::Device) -> Self {
-        Self { schema, device, known: Mutex::default() }
+    pub(super) fn new(schemas: Schemas, device: B::Device) -> Self {
+        Self { schemas, device, known: Mutex::default() }
     }
 
-    pub(super) fn schema(&self) -> &Arc<ParamSchema> {
-        &self.schema
+    pub(super) fn schemas(&self) -> &Schemas {
+        &self.schemas
     }
 
-    /// The vector of a blob that is written in `codec`. It survives lost connections: only what is missing is fetched
-    /// again.
-    pub(super) async fn fetch(&self, shared: &Shared, blob: &BlobRef, codec: Codec) -> Result<ParamVector<B>, Failure> {
-        let expected = codec.vector_len(&self.schema) as u64;
+    /// The vector of `schema` that a blob is, written in `codec`. It survives lost connections: only what is missing is
+    /// fetched again.
+    pub(super) async fn fetch(
+        &self,
+        shared: &Shared,
+        blob: &BlobRef,
+        codec: Codec,
+        schema: &Arc<ParamSchema>,
+    ) -> Result<ParamVector<B>, Failure> {
+        let expected = codec.vector_len(schema) as u64;
         let form = if codec.is_lossless() { wire::Codec::F32 } else { wire::Codec::Opaque };
         if blob.codec != form || blob.len != expected {
-            let reason = format!("a vector of {} bytes where the model has {expected}", blob.len);
+            let reason = format!("a vector of {} bytes where the plan has one of {expected}", blob.len);
             return Err(QuicError::Protocol { reason }.into());
         }
         self.forget_unneeded(shared);
-        let cell = self.lock().entry(blob.root).or_insert_with(|| Arc::new(Cell::new(Fetched::Partly(None)))).clone();
+        let (name, nothing) = ((blob.root, schema.fingerprint()), || Arc::new(Cell::new(Fetched::Partly(None))));
+        let cell = self.lock().entry(name).or_insert_with(nothing).clone();
         let mut fetched = cell.lock().await;
         let partial = match &mut *fetched {
             Fetched::Here(vector) => return Ok(vector.clone()),
@@ -67,9 +77,9 @@ impl<B: Backend> Models<B> {
         let vector = match assembly.take() {
             Values::Plain(mut vectors) => {
                 let values = vectors.pop().unwrap_or_default();
-                ParamVector::from_host(values, self.schema.clone(), &self.device).map_err(CodecError::from)
+                ParamVector::from_host(values, schema.clone(), &self.device).map_err(CodecError::from)
             }
-            Values::Encoded(bytes) => ParamVector::decode_model(Encoded { codec, bytes }, &self.schema, &self.device),
+            Values::Encoded(bytes) => ParamVector::decode_model(Encoded { codec, bytes }, schema, &self.device),
         };
         let vector = vector.map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
         *fetched = Fetched::Here(vector.clone());
@@ -78,10 +88,10 @@ impl<B: Backend> Models<B> {
 
     /// Forgets the vectors that no task needs any more.
     pub(super) fn forget_unneeded(&self, shared: &Shared) {
-        self.lock().retain(|root, _| shared.needs(*root));
+        self.lock().retain(|(root, _), _| shared.needs(*root));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Hash, Arc<Cell<B>>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Known<B>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Asked, ClientFailure, ClientId, ClientInfo, Codec, History, LocalUpdate, ParamSchema, Reply, Request, RoundIndex,
+    Asked, ClientFailure, ClientId, ClientInfo, Codec, History, LocalUpdate, Reply, Request, RoundIndex, Schemas,
     SideInfo, TrainTask, TransportError,
 };
 use tokio::time::Instant;
@@ -74,7 +74,7 @@ impl Invited {
     pub(in super::super) async fn start<B: Backend>(
         self,
         clients: &[ClientInfo],
-        schema: Arc<ParamSchema>,
+        schemas: Schemas,
         device: B::Device,
     ) -> Result<Node<B>, QuicError> {
         if !clients.is_sorted_by(|a, b| a.id < b.id) {
@@ -84,7 +84,7 @@ impl Invited {
         let shared = Arc::new(Shared::new(Parts {
             dialer: self.dialer,
             clients: clients.iter().map(|info| (*info).into()).collect(),
-            schema: schema.fingerprint(),
+            schema: schemas.model().fingerprint(),
             plan_hash: Hash(self.plan.hash),
             plan: self.plan_ref,
             chunk_len: self.chunk_len,
@@ -98,7 +98,7 @@ impl Invited {
                     other => other.to_string(),
                 },
             }),
-            _ => Ok(Node { models: Models::new(schema, device), shared }),
+            _ => Ok(Node { models: Models::new(schemas, device), shared }),
         }
     }
 }
@@ -130,11 +130,7 @@ impl<B: Backend> Node<B> {
                     let (span, fetching) = (TraceParent::from_wire(&offer.ext), began.elapsed());
                     return Ok(Some(Taken { asked, span, fetching }));
                 }
-                Err(Failure::Lasting(error)) => {
-                    let reason = error.to_string();
-                    self.shared.finish(End::Failed(Arc::new(error)));
-                    return Err(TransportError::Closed { reason });
-                }
+                Err(Failure::Lasting(error)) => return Err(self.fail(error)),
                 // The task ended, or the node did; then the next round of the loop says so.
                 Err(Failure::Superseded | Failure::Passing(_)) => self.shared.done(offer.task, None),
             }
@@ -146,12 +142,14 @@ impl<B: Backend> Node<B> {
         let (client, round) = (offer.client, offer.round);
         let compression =
             compression_from_wire(&offer.ext).map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
-        let global = self.models.fetch(&self.shared, &offer.model, compression.down).await?;
+        let schemas = self.models.schemas();
+        let global = self.models.fetch(&self.shared, &offer.model, compression.down, schemas.model()).await?;
         let request = match &offer.kind {
             TaskKind::Train { seed, side_vectors, side_scalars, reports } => {
                 let mut side = SideInfo { scalars: scalars_from_wire(side_scalars.clone()), ..SideInfo::default() };
                 for named in side_vectors {
-                    let vector = self.models.fetch(&self.shared, &named.blob, Codec::F32 {}).await?;
+                    let schema = schemas.side(&named.name);
+                    let vector = self.models.fetch(&self.shared, &named.blob, Codec::F32 {}, schema).await?;
                     side.vectors.insert(named.name.clone().into(), vector);
                 }
                 Request::Train(TrainTask { round, global, seed: *seed, side, reports: (*reports).into(), compression })
@@ -196,20 +194,26 @@ impl<B: Backend> Node<B> {
                 // The server has all that it wanted.
                 (Some(End::Goodbye), _) => Ok(()),
                 (Some(End::Failed(error)), _) => Err(TransportError::Closed { reason: error.to_string() }),
-                (None, Failure::Lasting(error)) => {
-                    let reason = error.to_string();
-                    self.shared.finish(End::Failed(Arc::new(error)));
-                    Err(TransportError::Closed { reason })
-                }
+                (None, Failure::Lasting(error)) => Err(self.fail(error)),
                 (None, _) => Ok(()),
             },
         }
     }
 
+    /// Ends the node for good, and tells the server why: nobody waits for it then.
+    fn fail(&self, error: QuicError) -> TransportError {
+        let (live, reason) = (self.live(), error.to_string());
+        self.shared.finish(End::Failed(Arc::new(error)));
+        if let Some(live) = live {
+            close(&live.connection, CloseCode::Protocol, &reason);
+        }
+        TransportError::Closed { reason }
+    }
+
     /// The update as it travels.
     fn encode(&self, offer: &TaskOffer, update: LocalUpdate<B>) -> Result<Update, ClientFailure> {
         let failed = |reason: String| ClientFailure::Failed { reason };
-        let (schema, chunk_len) = (self.models.schema(), self.shared.chunk_len);
+        let (schema, chunk_len) = (self.models.schemas().model(), self.shared.chunk_len);
         let up = compression_from_wire(&offer.ext).map_err(|e| failed(e.to_string()))?.up;
         let LocalUpdate { params, num_examples, side, report, metrics } = update;
         let (names, sides): (Vec<_>, Vec<_>) = side.vectors.into_iter().unzip();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     ClientFailure, ClientId, Codec, CodecError, Encoded, LocalUpdate, Outcome, ParamSchema, ParamVector, Reply,
-    Request, RoundIndex, SideInfo, TrainTask,
+    Request, RoundIndex, Schemas, SideInfo, TrainTask,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
@@ -49,7 +49,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
     /// Offers the requests to the nodes of their clients.
     pub(super) fn begin(
         shared: &'a Shared,
-        schema: &'a Arc<ParamSchema>,
+        schemas: &'a Schemas,
         device: &'a B::Device,
         participation: &Participation,
         spans: Option<&TaskSpans>,
@@ -69,7 +69,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
             {
                 compressed.insert(client, (task.compression.up, task.global.clone()));
             }
-            let offered = offer(shared, schema, participation, spans, &mut blobs, client, request);
+            let offered = offer(shared, schemas, participation, spans, &mut blobs, client, request);
             let offered = offered.and_then(|offer| match (node, shared.spool.digest(offer.task)) {
                 (None, None) => Err(ClientFailure::Disconnected),
                 (_, answered) => Ok((offer, answered)),
@@ -96,6 +96,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         }
         left_out.iter().for_each(|(node, reason)| shared.leave_out(*node, reason));
         shared.open(exchange, blobs.encoded);
+        let schema = schemas.model();
         Self { shared, schema, device, answers, failed, kept, outstanding, compressed, deadline, taken: None }
     }
 
@@ -234,7 +235,7 @@ fn decode<B: Backend>(
 
 fn offer<B: Backend>(
     shared: &Shared,
-    schema: &ParamSchema,
+    schemas: &Schemas,
     participation: &Participation,
     spans: Option<&TaskSpans>,
     blobs: &mut Blobs<B>,
@@ -242,13 +243,13 @@ fn offer<B: Backend>(
     request: Request<B>,
 ) -> Result<TaskOffer, ClientFailure> {
     let (round, before) = (request.round(), request.state_before());
-    let (plain, mut ext) = (Codec::F32 {}, Extensions::default());
+    let (plain, schema, mut ext) = (Codec::F32 {}, schemas.model(), Extensions::default());
     let (model, kind) = match request {
         Request::Train(task) => {
             let side = &task.side;
             check_side(side)?;
             let named = side.vectors.iter().map(|(name, vector)| {
-                Ok(NamedBlob { name: name.to_string(), blob: blobs.add(vector, plain, schema)? })
+                Ok(NamedBlob { name: name.to_string(), blob: blobs.add(vector, plain, schemas.side(name))? })
             });
             let side_vectors = named.collect::<Result<_, ClientFailure>>()?;
             let side_scalars = scalars_to_wire(&side.scalars);

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ClientId, ClientInfo, Outcome, ParamSchema, Request, RoundIndex, ServerTransport, TransportError};
+use fedburn_core::{ClientId, ClientInfo, Outcome, Request, RoundIndex, Schemas, ServerTransport, TransportError};
 use tokio::time::Instant;
 
 use super::config::QuicConfig;
@@ -83,7 +83,7 @@ pub struct QuicServer<B: Backend> {
 impl<B: Backend> QuicServer<B> {
     /// Listens for nodes.
     ///
-    /// `schema` is the model's; updates come to `device`. `files` say what the server keeps, and after which round the
+    /// `schemas` are the model's and, where the plan has others, those of side vectors; updates come to `device`. `files` say what the server keeps, and after which round the
     /// run goes on.
     ///
     /// # Errors
@@ -92,11 +92,11 @@ impl<B: Backend> QuicServer<B> {
         config: QuicConfig,
         identity: ServerIdentity,
         plan: Plan,
-        schema: Arc<ParamSchema>,
+        schemas: impl Into<Schemas>,
         device: B::Device,
         files: RunFiles,
     ) -> Result<Self, QuicError> {
-        Self::with_limits(config, identity, plan, schema, device, files, ServerLimits::default())
+        Self::with_limits(config, identity, plan, schemas.into(), device, files, ServerLimits::default())
     }
 
     /// As [`QuicServer::start`], within other limits than the protocol's.
@@ -104,7 +104,7 @@ impl<B: Backend> QuicServer<B> {
         config: QuicConfig,
         identity: ServerIdentity,
         plan: Plan,
-        schema: Arc<ParamSchema>,
+        schemas: Schemas,
         device: B::Device,
         files: RunFiles,
         limits: ServerLimits,
@@ -113,7 +113,7 @@ impl<B: Backend> QuicServer<B> {
         let surroundings = Surroundings::machine();
         let epoch = u64::from_le_bytes(surroundings.random()?);
         let setup = Setup { config, identity, surroundings, plan, files, epoch, limits };
-        let rounds = Rounds::new(setup, schema, device)?;
+        let rounds = Rounds::new(setup, schemas, device)?;
         let shared = rounds.shared();
         let endpoint = ServerEndpoint::start(shared.clone())?;
         let address = endpoint.address();

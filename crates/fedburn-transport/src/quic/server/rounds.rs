@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{ClientId, ClientInfo, ParamSchema, Request, RoundIndex, StateError, TransportError};
+use fedburn_core::{ClientId, ClientInfo, Request, RoundIndex, Schemas, StateError, TransportError};
 use tokio::time::Instant;
 
 use super::super::surroundings::Surroundings;
@@ -19,7 +19,7 @@ use crate::wire::{Hash, ServerLimits, VectorPayload};
 /// A server's rounds: what it asks, and what counted.
 pub(in super::super) struct Rounds<B: Backend> {
     shared: Arc<Shared>,
-    schema: Arc<ParamSchema>,
+    schemas: Schemas,
     device: B::Device,
     participation: Participation,
     spans: Option<Box<TaskSpans>>,
@@ -38,10 +38,10 @@ pub(in super::super) struct Setup {
 }
 
 impl<B: Backend> Rounds<B> {
-    pub(in super::super) fn new(setup: Setup, schema: Arc<ParamSchema>, device: B::Device) -> Result<Self, QuicError> {
+    pub(in super::super) fn new(setup: Setup, schemas: Schemas, device: B::Device) -> Result<Self, QuicError> {
         let Setup { config, identity, surroundings, plan, files, epoch, limits } = setup;
         config.check()?;
-        VectorPayload::new(schema.num_values(), 1, limits.chunk_len)
+        VectorPayload::new(schemas.model().num_values(), 1, limits.chunk_len)
             .map_err(|e| QuicError::Unusable { what: "model", reason: e.to_string() })?;
         let plan_hash = Hash(plan.hash);
         let mark = surroundings.random()?;
@@ -49,7 +49,7 @@ impl<B: Backend> Rounds<B> {
         let shared = Arc::new(Shared::new(Parts {
             plan: Arc::new(plan.encode()?),
             plan_hash,
-            schema: schema.clone(),
+            schema: schemas.model().clone(),
             epoch,
             limits,
             config,
@@ -58,7 +58,7 @@ impl<B: Backend> Rounds<B> {
             spool: Spool::open(files.answers, plan_hash, mark)?,
             keeps_answers: files.keep_answers,
         }));
-        Ok(Self { shared, schema, device, participation, spans: None })
+        Ok(Self { shared, schemas, device, participation, spans: None })
     }
 
     /// Says with each training task which span it is.
@@ -113,8 +113,8 @@ impl<B: Backend> Rounds<B> {
         requests: Vec<(ClientId, Request<B>)>,
         timeout: Duration,
     ) -> Outcomes<'_, B> {
-        let Self { shared, schema, device, participation, spans } = self;
-        Outcomes::begin(shared, schema, device, participation, spans.as_deref(), requests, timeout)
+        let Self { shared, schemas, device, participation, spans } = self;
+        Outcomes::begin(shared, schemas, device, participation, spans.as_deref(), requests, timeout)
     }
 
     /// Keeps whose updates counted.

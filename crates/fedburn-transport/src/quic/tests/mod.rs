@@ -10,6 +10,7 @@ mod member;
 mod raw;
 mod resume;
 mod rogues;
+mod schemas;
 mod simnet;
 mod strangers;
 mod traced;
@@ -25,7 +26,7 @@ use burn::tensor::backend::Backend;
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{
     Answerer, Asked, ClientFailure, ClientId, ClientInfo, ClientTransport, Outcome, ParamSchema, Population, Reply,
-    Reports, Request, RoundIndex, Seed, ServerTransport, SideInfo, StateDict, TrainTask, TransportError,
+    Reports, Request, RoundIndex, Schemas, Seed, ServerTransport, SideInfo, StateDict, TrainTask, TransportError,
 };
 use fedburn_testkit::{EchoPopulation, vector};
 
@@ -36,6 +37,8 @@ use crate::wire::ServerLimits;
 struct Site {
     dir: tempfile::TempDir,
     schema: Arc<ParamSchema>,
+    /// Of which the model's is one.
+    schemas: Schemas,
     config: QuicConfig,
     keep_answers: bool,
     limits: ServerLimits,
@@ -45,7 +48,8 @@ impl Site {
     fn new(schema: Arc<ParamSchema>) -> Self {
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = QuicConfig { listen, ..QuicConfig::default() };
-        Self { dir: tempfile::tempdir().unwrap(), schema, config, keep_answers: false, limits: ServerLimits::default() }
+        let (dir, schemas, limits) = (tempfile::tempdir().unwrap(), schema.clone().into(), ServerLimits::default());
+        Self { dir, schema, schemas, config, keep_answers: false, limits }
     }
 
     fn plan(&self) -> Plan {
@@ -61,8 +65,8 @@ impl Site {
     fn start<B: Backend>(&self, device: B::Device, resumed: u64) -> QuicServer<B> {
         let identity = ServerIdentity::open(&self.dir.path().join("server")).unwrap();
         let files = RunFiles { keep_answers: self.keep_answers, ..RunFiles::new(self.dir.path(), RoundIndex(resumed)) };
-        let (config, schema) = (self.config.clone(), self.schema.clone());
-        QuicServer::with_limits(config, identity, self.plan(), schema, device, files, self.limits).unwrap()
+        let (config, schemas) = (self.config.clone(), self.schemas.clone());
+        QuicServer::with_limits(config, identity, self.plan(), schemas, device, files, self.limits).unwrap()
     }
 
     fn server(&self) -> QuicServer<Flex> {

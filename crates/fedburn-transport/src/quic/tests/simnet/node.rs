@@ -70,7 +70,7 @@ async fn live(
     let dialer = Dialer::new(world.join.clone(), identity, config, surroundings);
     let invited = Invited::by(dialer).await.map_err(|e| e.to_string())?;
     let clients: Vec<ClientInfo> = World::clients_of(number).map(info).collect();
-    let started = invited.start(&clients, world.schema.clone(), FlexDevice).await;
+    let started = invited.start(&clients, world.schema.clone().into(), FlexDevice).await;
     let node = Arc::new(started.map_err(|e| e.to_string())?);
     // Set once: a node that starts again is another one.
     let _ = joined.set(node.clone());

@@ -61,7 +61,7 @@ impl Server {
             files: if world.script.keeps_answers { files.keeping_answers() } else { files },
             limits: ServerLimits { chunk_len: world.script.chunk_len, inline_len: 4 << 10, ..ServerLimits::default() },
         };
-        let rounds = Rounds::new(setup, world.schema.clone(), FlexDevice).unwrap();
+        let rounds = Rounds::new(setup, world.schema.clone().into(), FlexDevice).unwrap();
         let opened = rounds.open().unwrap();
         assert_eq!(opened.address, World::SERVER);
         (rounds, opened)
