@@ -25,9 +25,9 @@ use crate::{InitScheme, ModelError, conv2d, linear, seeded};
 /// ```
 ///
 /// Pictures have mean 0 and variance 1 in each channel over the batch. A size that is no multiple of four is cut out of
-/// the middle of a larger one. Published code of Lin Zhang, Li Shen, Liang Ding, Dacheng Tao, Ling-Yu Duan: Fine-tuning Global Model
-/// via Data-Free Knowledge Distillation for Non-IID Federated Learning, CVPR 2022, arXiv:2203.09249 (32 by 32 pixels,
-/// `width` 64; noise 100 for ten classes, 256 for a hundred).
+/// the middle of a larger one. Published code of Lin Zhang, Li Shen, Liang Ding, Dacheng Tao, Ling-Yu Duan: Fine-tuning
+/// Global Model via Data-Free Knowledge Distillation for Non-IID Federated Learning, CVPR 2022, arXiv:2203.09249 (32 by
+/// 32 pixels, `width` 64; noise 100 for ten classes, 256 for a hundred).
 #[derive(Module, Debug)]
 pub struct ConditionalGenerator<B: Backend> {
     from_noise: Linear<B>,

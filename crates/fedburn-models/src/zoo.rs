@@ -179,22 +179,30 @@ pub enum Zoo {
 impl Zoo {
     /// Length of what the head sees ([`Split::features`]); `None` for a model that is nothing but a head.
     pub fn features(&self) -> Option<usize> {
-        self.clone().features_mut().map(|features| features.len())
+        features!(self).map(|features| features.len())
     }
 
     fn features_mut(&mut self) -> Option<&mut Features> {
-        match self {
-            Zoo::Softmax(_) => None,
-            Zoo::TwoNn(family) => Some(&mut family.features),
-            Zoo::LeNet5(family) => Some(&mut family.features),
-            Zoo::FedAvgCnn(family) => Some(&mut family.features),
-            Zoo::ResNet(family) => Some(&mut family.features),
-            Zoo::PreResNet(family) => Some(&mut family.features),
-            Zoo::Vit(family) => Some(&mut family.features),
-            Zoo::CharLstm(family) => Some(&mut family.features),
-        }
+        features!(self, mut)
     }
 }
+
+/// The [`Features`] of a [`Zoo`], behind a reference of the kind that the zoo is behind.
+macro_rules! features {
+    ($zoo:expr $(, $mut:tt)?) => {
+        match $zoo {
+            Zoo::Softmax(_) => None,
+            Zoo::TwoNn(family) => Some(& $($mut)? family.features),
+            Zoo::LeNet5(family) => Some(& $($mut)? family.features),
+            Zoo::FedAvgCnn(family) => Some(& $($mut)? family.features),
+            Zoo::ResNet(family) => Some(& $($mut)? family.features),
+            Zoo::PreResNet(family) => Some(& $($mut)? family.features),
+            Zoo::Vit(family) => Some(& $($mut)? family.features),
+            Zoo::CharLstm(family) => Some(& $($mut)? family.features),
+        }
+    };
+}
+use features;
 
 /// A model of any architecture of the zoo. Parameter paths do not name the variant.
 #[derive(Module, Debug)]
