@@ -3,14 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fedburn::core::{Classifier, ClientSampler, ModelFamily, Purpose, Seed, Strategy, schema_of};
+use fedburn::core::{
+    Classifier, ClientSampler, GeneratorFamily, ModelFamily, ParamSchema, Purpose, SchemaError, Schemas, Seed,
+    SideInfo, Strategy, schema_of,
+};
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
 use fedburn::data::{ClientData, Examples, PartitionStatistics};
-use fedburn::models::{GeneratorConfig, ModelError, Zoo};
+use fedburn::models::{FeatureGeneratorFamily, GeneratorConfig, ModelError, Zoo};
 use fedburn::ops::Kernels;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
-use fedburn::strategies::{FedDf, FedDfConfig, FedFtg, FedFtgConfig, Mixing, ServerModels, StrategyConfigError};
+use fedburn::strategies::{
+    FedDf, FedDfConfig, FedFtg, FedFtgConfig, FedGen, FedGenConfig, Mixing, ServerModels, StrategyConfig,
+    StrategyConfigError,
+};
 use fedburn::train::{
     ClientDataSource, ClientList, DepthwiseConfig, LabelFlipping, LocalData, LocalTraining, PersonalConfig, RuleConfig,
     StepMemory,
@@ -29,6 +35,8 @@ pub struct Experiment {
     /// What the server has, where it has examples.
     server_data: Option<Arc<Examples>>,
     zoo: Zoo,
+    /// The recipe of the generator that the server sends, where it sends one.
+    generator: Option<FeatureGeneratorFamily>,
     training: LocalTraining,
     mixing: Option<Mixing>,
     availability: Availability,
@@ -74,12 +82,16 @@ impl Experiment {
         let Divided { dataset, server: server_data } = library.data(path, &config)?;
         let (shape, classes) = (dataset.train.shape(), dataset.train.num_classes());
         let zoo = config.model.clone().build(shape, classes).map_err(|e| refuse("model", e.to_string()))?;
-        if matches!(config.client.rule, RuleConfig::Moon(_)) && zoo.features().is_none() {
-            let reason =
-                "it is nothing but a head, and [client] rule `moon` compares features; expected another `kind`";
-            return Err(refuse("model", reason.to_owned()));
-        }
-        Ok(Self { path: path.to_owned(), config, dataset, server_data, zoo, training, mixing, availability })
+        let generator = match (uses_features(&config), zoo.features()) {
+            (Some(what), None) => {
+                let reason = format!("it is nothing but a head, and {what} features; expected another `kind`");
+                return Err(refuse("model", reason));
+            }
+            (_, features) => generator(&config.strategy, features, classes),
+        };
+        let generator = generator.transpose().map_err(|e| refuse("strategy", e.to_string()))?;
+        let path = path.to_owned();
+        Ok(Self { path, config, dataset, server_data, zoo, generator, training, mixing, availability })
     }
 
     /// The config that the parts were made from.
@@ -95,6 +107,22 @@ impl Experiment {
     /// The model family.
     pub fn zoo(&self) -> &Zoo {
         &self.zoo
+    }
+
+    /// The recipe of the generator that the server sends, where it sends one.
+    pub fn generator(&self) -> Option<&FeatureGeneratorFamily> {
+        self.generator.as_ref()
+    }
+
+    /// What the vectors of a run with such a `model` look like: what its server and its nodes have to know.
+    ///
+    /// # Errors
+    /// [`SchemaError`].
+    pub fn schemas<B: Kernels>(&self, model: Arc<ParamSchema>, device: &B::Device) -> Result<Schemas, SchemaError> {
+        let schemas = Schemas::from(model);
+        let Some(family) = &self.generator else { return Ok(schemas) };
+        let generator = schema_of::<B, _>(&GeneratorFamily::<B>::init(family, Seed::new(0), device))?;
+        Ok(schemas.with_side(SideInfo::<B>::GENERATOR, Arc::new(generator)))
     }
 
     /// How clients train.
@@ -193,6 +221,29 @@ impl Experiment {
     }
 }
 
+/// What of `config` needs a model with features, in words.
+fn uses_features(config: &ExperimentConfig) -> Option<&'static str> {
+    let generates = |layer: &StrategyConfig| matches!(layer, StrategyConfig::FedGen(_));
+    match config.client.rule {
+        RuleConfig::Moon(_) => Some("[client] rule `moon` compares"),
+        _ => config.strategy.layers().any(generates).then_some("[strategy] `fedgen` makes"),
+    }
+}
+
+/// The generator that `strategy` sends to its clients.
+fn generator(
+    strategy: &StrategyConfig,
+    features: Option<usize>,
+    classes: usize,
+) -> Option<Result<FeatureGeneratorFamily, ModelError>> {
+    strategy.layers().find_map(|layer| match layer {
+        StrategyConfig::FedGen(config) => {
+            Some(FeatureGeneratorFamily::new(features?, classes, config.noise, config.hidden))
+        }
+        _ => None,
+    })
+}
+
 impl<B: Kernels> ServerModels<B> for Experiment {
     fn fedftg(&self, config: FedFtgConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
         if matches!(self.zoo, Zoo::CharLstm(_)) {
@@ -205,6 +256,12 @@ impl<B: Kernels> ServerModels<B> for Experiment {
         let reason = |e: ModelError| StrategyConfigError::Models { kind: "fedftg", reason: e.to_string() };
         let strategy = FedFtg::new(config, base, self.zoo.clone(), generator.map_err(reason)?)?;
         Ok(Strategy::PerClient(Box::new(strategy)))
+    }
+
+    fn fedgen(&self, config: FedGenConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        let missing = || StrategyConfigError::Models { kind: "fedgen", reason: "there is no generator".to_owned() };
+        let generator = self.generator.clone().ok_or_else(missing)?;
+        Ok(Strategy::PerClient(Box::new(FedGen::new(config, base, self.zoo.clone(), generator)?)))
     }
 
     fn feddf(&self, config: FedDfConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {

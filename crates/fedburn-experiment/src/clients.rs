@@ -2,22 +2,23 @@
 
 use std::thread;
 
-use burn::tensor::backend::Backend;
-use fedburn::core::{ClientId, Metrics, ModelFamily, ParamVector, Population};
+use fedburn::core::{ClientId, Metrics, ParamVector, Population};
 use fedburn::models::Zoo;
+use fedburn::ops::Kernels;
 use fedburn::strategies::MixingClient;
 use fedburn::train::{LocalSgd, SupervisedPopulation};
 
 use crate::assemble::Run;
 
 /// All clients of `run`, each with its configured wrapper.
-pub(crate) fn population<B: Backend>(run: &Run, device: &B::Device) -> SupervisedPopulation<B, Zoo>
-where
-    Zoo: ModelFamily<B>,
-{
+pub(crate) fn population<B: Kernels>(run: &Run, device: &B::Device) -> SupervisedPopulation<B, Zoo> {
     let experiment = run.experiment();
     let (zoo, training) = (experiment.zoo().clone(), experiment.training().clone());
-    let population = SupervisedPopulation::new(run.training_data(), zoo, training, device.clone());
+    let population = SupervisedPopulation::new(run.training_data(), zoo, training.clone(), device.clone());
+    let population = match experiment.generator().cloned() {
+        Some(generator) => population.with_rule(move || training.rule_with(generator.clone())),
+        None => population,
+    };
     match experiment.mixing().cloned() {
         Some(mixing) => population.with_wrapper(move |client| Box::new(MixingClient::new(client, mixing.clone()))),
         None => population,
@@ -25,15 +26,12 @@ where
 }
 
 /// Accuracy of `global` itself for each client that was measured, on the same examples.
-pub(crate) fn global_accuracy<B: Backend>(
+pub(crate) fn global_accuracy<B: Kernels>(
     run: &Run,
     measured: &[(ClientId, Metrics)],
     global: &ParamVector<B>,
     workers: usize,
-) -> Vec<Option<f64>>
-where
-    Zoo: ModelFamily<B>,
-{
+) -> Vec<Option<f64>> {
     let experiment = run.experiment();
     if experiment.config().client.personal.is_none() {
         return measured.iter().map(|(_, metrics)| metrics.get(Metrics::ACCURACY)).collect();

@@ -32,7 +32,7 @@ pub fn check(config: &ExperimentConfig, clients: usize) -> Result<(), Incompatib
     target(&config.strategy, clients)
 }
 
-/// SCAFFOLD and FedDyn have a client half and a server half: one without the other is no algorithm.
+/// SCAFFOLD, FedDyn and FedGen have a client half and a server half: one without the other is no algorithm.
 fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
     let (rule, strategy) = (&config.client.rule, &config.strategy);
     let server = |is: fn(&StrategyConfig) -> bool| strategy.layers().any(is);
@@ -48,6 +48,12 @@ fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
             matches!(rule, RuleConfig::FedDyn(_)),
             server(|layer| matches!(layer, StrategyConfig::FedDyn(_))),
             "each corrects what the other adds",
+        ),
+        (
+            "fedgen",
+            matches!(rule, RuleConfig::FedGen(_)),
+            server(|layer| matches!(layer, StrategyConfig::FedGen(_))),
+            "clients learn from the generator that the server trains",
         ),
     ];
     for (kind, client, server, why) in halves {
@@ -83,6 +89,7 @@ fn wrappers(strategy: &StrategyConfig) -> Result<(), Incompatible> {
     let wrappers = [
         ("swa", count(|layer| matches!(layer, StrategyConfig::Swa(_)))),
         ("fedftg", count(|layer| matches!(layer, StrategyConfig::FedFtg(_)))),
+        ("fedgen", count(|layer| matches!(layer, StrategyConfig::FedGen(_)))),
         ("feddf", count(|layer| matches!(layer, StrategyConfig::FedDf(_)))),
         ("norm_clipping", count(|layer| matches!(layer, StrategyConfig::NormClipping(_)))),
     ];
@@ -290,6 +297,9 @@ mod tests {
                 &["strategy", "0.2", "0.1", "the same"],
             ),
             (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'scaffold'", "", &["strategy", "`scaffold` needs"]),
+            (", rule = { fedgen = {} }", "kind = 'fedavg'", "", &["client", "the rule `fedgen` needs"]),
+            ("", "kind = 'fedgen'", "", &["strategy", "`fedgen` needs [client] rule"]),
+            (", rule = { fedgen = {} }", "kind = 'norm_clipping', base = { kind = 'fedgen' }", "", &[]),
             (", rule = { proximal = { mu = 0.1 } }", "kind = 'fedavg'", "", &[]),
             (", rule = { ntd = {} }, sharpness = { kind = 'sam', rho = 0.1 }", "kind = 'ewwa'", "", &[]),
         ]);
@@ -315,6 +325,12 @@ mod tests {
                 "kind = 'fedftg', base = { kind = 'norm_clipping', base = { kind = 'fedftg' } }",
                 "",
                 &["strategy", "`fedftg` wraps another"],
+            ),
+            (
+                ", rule = { fedgen = {} }",
+                "kind = 'fedgen', base = { kind = 'fedgen' }",
+                "",
+                &["strategy", "`fedgen` wraps another"],
             ),
             ("", "kind = 'swa', start = 2, base = { kind = 'feddf' }", "", &[]),
             ("", "kind = 'feddf', base = { kind = 'swa', start = 2 }", "", &["strategy", "`swa` around `feddf`"]),

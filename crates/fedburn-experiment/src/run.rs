@@ -386,12 +386,13 @@ impl Job<'_> {
         let RunOptions { backend, progress, interrupt, serving, .. } = self.options;
         if let (Some(serving), Some(durability)) = (serving, served) {
             let (run, dir, hash, backend, progress) = (self.run, &*self.dir, &*self.hash, *backend, *progress);
+            let schemas = run.experiment().schemas::<B>(schema.clone(), device)?;
             let server = serving.start(&Call {
                 run,
                 backend,
                 dir,
                 hash,
-                schema,
+                schemas,
                 device,
                 resumed,
                 durability,

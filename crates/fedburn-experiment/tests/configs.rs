@@ -84,6 +84,7 @@ fn a_strategy_that_learns_on_the_server_needs_examples_there() {
 #[test]
 fn a_rule_that_compares_features_needs_a_model_with_features() {
     refused_edit("\"sgd\"", "{ moon = {} }", &["[model]", "nothing but a head", "`moon`"]);
+    refused_edit("\"fedavg\"", "\"fedgen\"", &["[model]", "nothing but a head", "`fedgen` makes"]);
     let twice = "{ kind = \"projected\", body = { kind = \"projected\", body = { kind = \"two_nn\" } } }";
     refused_edit("{ kind = \"softmax\" }", twice, &["[model]", "body is", "without a projection"]);
 }

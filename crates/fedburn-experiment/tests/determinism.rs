@@ -75,6 +75,20 @@ sampler = { kind = "uniform", per_round = 3 }
 server = { rounds = 60, checkpoint_every = 3 }
 "#;
 
+/// Clients learn from the server's generator, which it keeps with its moments; some clients fail.
+const GENERATED: &str = r#"
+title = "A generator of features"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 5 }
+model = { kind = "two_nn", hidden = 12 }
+client = { rule = { fedgen = { generated = 8, epochs = 1 } }, epochs = 2, batch_size = 16, lr = 0.05 }
+strategy = { kind = "fedgen", iterations = 5, noise = 8, hidden = 16, beta = 0.1, base = { kind = "fedavgm" } }
+sampler = { kind = "uniform", per_round = 3 }
+availability = { dropout = 0.2 }
+server = { rounds = 60, checkpoint_every = 3 }
+"#;
+
 fn undisturbed(place: &Workplace, out: &str, settings: &str) -> Traces {
     place.succeed(&format!("experiment run suite --quiet --out {out} {settings}"));
     Traces::of(&place.seed(out, 3))
@@ -212,6 +226,7 @@ fn an_interrupt_ends_the_round_and_the_same_command_goes_on() {
 #[test]
 fn an_interrupt_leaves_what_clients_and_the_server_keep_as_it_was() {
     interrupted_twice(TAUGHT);
+    interrupted_twice(GENERATED);
 }
 
 fn interrupted_twice(config: &str) {

@@ -43,6 +43,27 @@ sampler = { kind = "uniform", per_round = 4 }
 server = { rounds = 16, checkpoint_every = 3 }
 "#;
 
+/// The server sends a network of its own beside the model, by the counts that clients tell.
+const FEDGEN: &str = r#"
+title = "A generator of features"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 10 }
+model = { kind = "two_nn", hidden = 16 }
+client = { rule = { fedgen = { generated = 8 } }, epochs = 1, batch_size = 32, lr = 0.05 }
+strategy = { kind = "fedgen", iterations = 5, noise = 8, hidden = 16 }
+sampler = { kind = "uniform", per_round = 4 }
+server = { rounds = 16, checkpoint_every = 3 }
+"#;
+
+/// Clients keep their last models.
+fn moon() -> String {
+    let strategy = "{ kind = \"fedgen\", iterations = 5, noise = 8, hidden = 16 }";
+    FEDGEN
+        .replace("{ fedgen = { generated = 8 } }", "{ moon = { mu = 1.0 } }")
+        .replace(strategy, "{ kind = \"fedavg\" }")
+}
+
 /// Asserts that `fedburn join` is refused with a message that holds every one of `words`.
 fn refused(mut join: Command, words: &[&str]) {
     join.arg("--quiet");
@@ -78,6 +99,18 @@ fn a_federation_with_client_state_has_the_bits_of_one_process() {
 fn a_federation_with_memory_of_clients_has_the_bits_of_one_process() {
     has_the_bits_of_one_process(EWWA, "flex");
     has_the_bits_of_one_process(EWWA, "ndarray");
+}
+
+#[test]
+fn a_federation_with_a_network_beside_the_model_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(FEDGEN, "flex");
+    has_the_bits_of_one_process(FEDGEN, "ndarray");
+}
+
+#[test]
+fn a_federation_of_clients_with_their_last_models_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(&moon(), "flex");
+    has_the_bits_of_one_process(&moon(), "ndarray");
 }
 
 /// Updates lose most of their bits, and clients keep what was lost; the model loses some on its way down.
@@ -169,6 +202,11 @@ fn a_killed_server_goes_on_where_it_remembers_clients() {
 #[test]
 fn a_killed_server_goes_on_where_it_keeps_answers() {
     killed_servers_leave_no_trace(SCAFFOLD, "update", Seed::new(24));
+}
+
+#[test]
+fn a_killed_server_goes_on_with_its_generator() {
+    killed_servers_leave_no_trace(FEDGEN, "round", Seed::new(25));
 }
 
 /// More clients a round than updates between two writings of the sums.
@@ -272,6 +310,34 @@ fn what_the_owner_does_not_permit_is_declined_with_the_reason() {
     let log = federation.log("closed");
     assert!(log.contains("does not permit telling"), "{log}");
     assert!(log.contains("does not permit measuring"), "{log}");
+}
+
+/// The plan asks for counts by name, and goes on without those that the owner keeps to himself.
+#[test]
+fn counts_that_the_owner_keeps_do_not_end_the_round() {
+    let config = FEDGEN.replace("rounds = 16", "rounds = 3").replace("per_round = 4", "per_round = 6");
+    let place = Workplace::new(&config);
+    let mut federation = Federation::new(&place, "served", "");
+    let mut server = federation.serve();
+    place.write("open.toml", "strategies = [\"fedgen\", \"fedavg\"]\nreports = [\"class_counts\"]\n");
+    place.write("closed.toml", "strategies = [\"fedgen\", \"fedavg\"]\nreports = []\n");
+    let nodes: Vec<_> = [("open", "0..4"), ("closed", "4..6")]
+        .into_iter()
+        .map(|(name, clients)| {
+            let mut command = federation.join_command(name, clients);
+            command.args(["--policy", &format!("{name}.toml")]);
+            Running::start(command, federation.path(&format!("{name}.log")))
+        })
+        .collect();
+    server.succeeds();
+    nodes.into_iter().for_each(|mut node| node.succeeds());
+    let ended: Vec<_> = federation.events().into_iter().filter(|event| event["event"] == "round_ended").collect();
+    for event in &ended {
+        assert_eq!((&event["updates"], &event["failures"]), (&Value::from(6), &Value::from(0)), "{event}");
+        let figure = |name: &str| event["metrics"][name]["value"].as_f64();
+        assert_eq!((figure("fedgen_silent"), figure("fedgen_skipped")), (Some(2.0), Some(0.0)), "{event}");
+    }
+    assert_eq!(ended.len(), 3);
 }
 
 #[test]

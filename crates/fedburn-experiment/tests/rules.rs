@@ -62,16 +62,19 @@ fn every_rule_and_wrapper_runs_and_does_something() {
 #[test]
 fn both_halves_of_an_algorithm_run_together_or_not_at_all() {
     let both = |kind: &str, rule: &str| {
+        let model = if kind == "fedgen" { "{ kind = \"two_nn\", hidden = 64 }" } else { "{ kind = \"softmax\" }" };
         let config = STEADY
             .replace("rounds = 4", "rounds = 30")
             .replace("kind = \"fedavg\"", &format!("kind = \"{kind}\""))
-            .replace("rule = \"sgd\"", &format!("rule = {rule}, sharpness = {{ kind = \"sam\" }}"));
+            .replace("rule = \"sgd\"", &format!("rule = {rule}, sharpness = {{ kind = \"sam\" }}"))
+            .replace("{ kind = \"softmax\" }", model);
         Workplace::new(&config)
     };
     for (kind, rule) in [
         ("scaffold", "{ scaffold = {} }"),
         ("scaffold", "{ scaffold = { option = \"one\" } }"),
         ("feddyn", "{ feddyn = {} }"),
+        ("fedgen", "{ fedgen = {} }"),
     ] {
         let place = both(kind, rule);
         place.succeed("experiment run suite --out out");

@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use crate::{
     BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDfConfig, FedDynConfig,
-    FedFtgConfig, FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig, MedianConfig,
-    MultiKrumConfig, NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig, TrimmedMeanConfig,
-    WeightErosionConfig,
+    FedFtgConfig, FedGenConfig, FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig,
+    MedianConfig, MultiKrumConfig, NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig,
+    TrimmedMeanConfig, WeightErosionConfig,
 };
 
 /// Settings of any strategy, as an experiment's `[strategy]` table holds them.
@@ -65,6 +65,9 @@ pub enum StrategyConfig {
     /// Fine-tuning of another strategy's model by distillation without data.
     #[serde(rename = "fedftg")]
     FedFtg(FedFtgConfig),
+    /// A generator of features that clients learn from, beside another strategy.
+    #[serde(rename = "fedgen")]
+    FedGen(FedGenConfig),
     /// Fusion of the clients' models by distillation on the server's examples without labels.
     #[serde(rename = "feddf")]
     FedDf(FedDfConfig),
@@ -101,6 +104,7 @@ impl StrategyConfig {
         "scaffold",
         "feddyn",
         "fedftg",
+        "fedgen",
         "feddf",
         "swa",
     ];
@@ -111,6 +115,7 @@ impl StrategyConfig {
             Self::Swa(config) => Some(&config.base),
             Self::NormClipping(config) => Some(&config.base),
             Self::FedFtg(config) => Some(&config.base),
+            Self::FedGen(config) => Some(&config.base),
             Self::FedDf(config) => Some(&config.base),
             _ => None,
         }
@@ -159,6 +164,10 @@ impl StrategyConfig {
                 let base = std::mem::take(&mut config.base).build_with(models)?;
                 models.fedftg(config, base)?
             }
+            Self::FedGen(mut config) => {
+                let base = std::mem::take(&mut config.base).build_with(models)?;
+                models.fedgen(config, base)?
+            }
             Self::FedDf(mut config) => {
                 let base = std::mem::take(&mut config.base).build_with(models)?;
                 models.feddf(config, base)?
@@ -176,6 +185,12 @@ pub trait ServerModels<B: Backend> {
     /// [`StrategyConfigError`].
     fn fedftg(&self, config: FedFtgConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError>;
 
+    /// [`FedGen`](crate::FedGen) around `base`; `config.base` is not looked at.
+    ///
+    /// # Errors
+    /// [`StrategyConfigError`].
+    fn fedgen(&self, config: FedGenConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError>;
+
     /// [`FedDf`](crate::FedDf) around `base`; `config.base` is not looked at.
     ///
     /// # Errors
@@ -189,6 +204,10 @@ struct NoModels;
 impl<B: Backend> ServerModels<B> for NoModels {
     fn fedftg(&self, _: FedFtgConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
         Err(without_models("fedftg"))
+    }
+
+    fn fedgen(&self, _: FedGenConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
+        Err(without_models("fedgen"))
     }
 
     fn feddf(&self, _: FedDfConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
@@ -243,13 +262,37 @@ impl StrategyConfigError {
         Self::check(kind, field, value, (0.0..1.0).contains(&value), "a number from 0 to below 1")
     }
 
+    /// Refuses what is not a factor from round to round.
+    pub(crate) fn decay(kind: &'static str, field: &'static str, value: f64) -> Result<(), Self> {
+        Self::check(kind, field, value, value > 0.0 && value <= 1.0, "a number above 0, at most 1")
+    }
+
+    /// Refuses batches of a generator that are too small or too large, or too many of them in a round.
+    pub(crate) fn generated(kind: &'static str, iterations: usize, batch_size: usize) -> Result<(), Self> {
+        let in_batch = (2..=MOST_IN_BATCH).contains(&batch_size);
+        Self::check(kind, "batch_size", batch_size, in_batch, "2 to 512 examples")?;
+        let examples = iterations.checked_mul(batch_size).filter(|examples| *examples <= MOST_EXAMPLES);
+        let expected = "at most 16,777,216 examples a round, iterations times batch_size";
+        Self::check(kind, "iterations", iterations, examples.is_some(), expected)
+    }
+
+    /// Refuses no network of teachers in memory.
+    pub(crate) fn resident(kind: &'static str, networks: usize) -> Result<(), Self> {
+        Self::check(kind, "teachers_resident", networks, networks > 0, "at least 1")
+    }
+
     fn check(
         kind: &'static str,
         field: &'static str,
-        value: f64,
+        value: impl ToString,
         ok: bool,
         expected: &'static str,
     ) -> Result<(), Self> {
         if ok { Ok(()) } else { Err(Self::Value { kind, field, value: value.to_string(), expected }) }
     }
 }
+
+/// Examples that a generator may make in a round.
+const MOST_EXAMPLES: usize = 1 << 24;
+/// Examples of a batch, whose pairs are compared.
+const MOST_IN_BATCH: usize = 512;

@@ -1,14 +1,16 @@
 //! The `[client]` table of a run.
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{RoundIndex, Seed};
+use fedburn_core::{GeneratorFamily, RoundIndex, Seed};
 use fedburn_data::{Batches, ClientData};
 use serde::{Deserialize, Serialize};
 
+use crate::rules::WithoutGenerator;
 use crate::{
-    DepthwiseConfig, FedDynRuleConfig, LocalDepthwise, LocalFedDyn, LocalMoon, LocalNtd, LocalProximal, LocalRule,
-    LocalScaffold, LocalSgd, MoonConfig, NtdConfig, PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig,
-    Sgd, SgdConfig, Sharpened, SharpnessAwareConfig, TrainModel, TrainingConfigError,
+    DepthwiseConfig, FedDynRuleConfig, FedGenRuleConfig, LocalDepthwise, LocalFedDyn, LocalFedGen, LocalMoon, LocalNtd,
+    LocalProximal, LocalRule, LocalScaffold, LocalSgd, MoonConfig, NtdConfig, PersonalConfig, ProximalConfig,
+    ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened, SharpnessAwareConfig, TrainModel,
+    TrainingConfigError,
 };
 
 /// How a client trains. [`LocalTrainingConfig::build`] checks it.
@@ -89,6 +91,9 @@ pub enum RuleConfig {
     /// FedDyn's client half, [`LocalFedDyn`].
     #[serde(rename = "feddyn")]
     FedDyn(FedDynRuleConfig),
+    /// FedGen's client half, [`LocalFedGen`].
+    #[serde(rename = "fedgen")]
+    FedGen(FedGenRuleConfig),
     /// FedNTD, [`LocalNtd`].
     Ntd(NtdConfig),
     /// MOON, [`LocalMoon`].
@@ -187,6 +192,12 @@ impl LocalTrainingConfig {
                 above_0("rule.feddyn.alpha", alpha)?;
                 check("rule.feddyn.alpha", alpha, |alpha| alpha * self.lr < 1.0, overshoots)?;
             }
+            &RuleConfig::FedGen(FedGenRuleConfig { alpha, beta, decay, generated, .. }) => {
+                at_least_0("rule.fedgen.alpha", alpha)?;
+                at_least_0("rule.fedgen.beta", beta)?;
+                check("rule.fedgen.decay", decay, |v| v > 0.0 && v <= 1.0, "a number above 0, at most 1")?;
+                check("rule.fedgen.generated", generated, |v| (1..=MOST_GENERATED).contains(&v), "1 to 65,536")?;
+            }
             &RuleConfig::Ntd(NtdConfig { beta, tau }) => {
                 at_least_0("rule.ntd.beta", beta)?;
                 above_0("rule.ntd.tau", tau)?;
@@ -263,17 +274,40 @@ impl LocalTraining {
         Sgd::new(SgdConfig { momentum, nesterov, weight_decay, clip_norm })
     }
 
-    /// The configured rule, without state.
+    /// Gradients that a step takes.
+    pub(crate) fn passes(&self) -> usize {
+        if self.config.sharpness.is_some_and(|sharpness| sharpness.looks()) { 2 } else { 1 }
+    }
+
+    /// The configured rule, without state. That of FedGen needs [`LocalTraining::rule_with`], and fails without.
     pub fn rule<B: Backend, M: TrainModel<B> + 'static>(&self) -> Box<dyn LocalRule<B, M>> {
-        let rule: Box<dyn LocalRule<B, M>> = match &self.config.rule {
+        self.around(match &self.config.rule {
             RuleConfig::Sgd => Box::new(LocalSgd),
             RuleConfig::Proximal(config) => Box::new(LocalProximal::new(*config)),
             RuleConfig::Scaffold(config) => Box::new(LocalScaffold::new(*config)),
             RuleConfig::FedDyn(config) => Box::new(LocalFedDyn::new(*config)),
+            RuleConfig::FedGen(_) => Box::new(WithoutGenerator),
             RuleConfig::Ntd(config) => Box::new(LocalNtd::new(*config)),
             RuleConfig::Moon(config) => Box::new(LocalMoon::new(*config)),
             RuleConfig::Depthwise(config) => Box::new(LocalDepthwise::new(config.clone())),
-        };
+        })
+    }
+
+    /// As [`LocalTraining::rule`], with the family of the generator that the server sends.
+    pub fn rule_with<B: Backend, M: TrainModel<B> + 'static>(
+        &self,
+        generator: impl GeneratorFamily<B>,
+    ) -> Box<dyn LocalRule<B, M>> {
+        match &self.config.rule {
+            RuleConfig::FedGen(config) => self.around(Box::new(LocalFedGen::new(*config, generator))),
+            _ => self.rule(),
+        }
+    }
+
+    fn around<B: Backend, M: TrainModel<B> + 'static>(
+        &self,
+        rule: Box<dyn LocalRule<B, M>>,
+    ) -> Box<dyn LocalRule<B, M>> {
         match &self.config.personal {
             Some(personal) => personal.around(rule),
             None => rule,
@@ -286,6 +320,9 @@ impl LocalTraining {
         Sharpened::new(rule, self.config.sharpness)
     }
 }
+
+/// Generated examples of a step.
+const MOST_GENERATED: usize = 1 << 16;
 
 fn check_decay(decay: f64) -> Result<(), TrainingConfigError> {
     check("schedule.decay", decay, |v| v > 0.0 && v <= 1.0, "a number in (0, 1]")
@@ -313,6 +350,12 @@ mod tests {
         RuleConfig::Depthwise(DepthwiseConfig { memory, mutual })
     }
 
+    fn fedgen(change: impl FnOnce(&mut FedGenRuleConfig)) -> RuleConfig {
+        let mut config = FedGenRuleConfig::default();
+        change(&mut config);
+        RuleConfig::FedGen(config)
+    }
+
     fn valid() -> LocalTrainingConfig {
         LocalTrainingConfig::sgd(1, 10, 0.1)
     }
@@ -320,7 +363,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 38] = [
+        let cases: [(&str, Change); 43] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -346,6 +389,11 @@ mod tests {
             ("rule.proximal.mu", |c| c.rule = RuleConfig::Proximal(ProximalConfig { mu: 10.0 })),
             ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.0 })),
             ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 11.0 })),
+            ("rule.fedgen.alpha", |c| c.rule = fedgen(|f| f.alpha = -1.0)),
+            ("rule.fedgen.beta", |c| c.rule = fedgen(|f| f.beta = f64::NAN)),
+            ("rule.fedgen.decay", |c| c.rule = fedgen(|f| f.decay = 0.0)),
+            ("rule.fedgen.generated", |c| c.rule = fedgen(|f| f.generated = 0)),
+            ("rule.fedgen.generated", |c| c.rule = fedgen(|f| f.generated = usize::MAX)),
             ("rule.ntd.beta", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: f64::NAN, tau: 1.0 })),
             ("rule.ntd.tau", |c| c.rule = RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 0.0 })),
             ("rule.moon.mu", |c| c.rule = RuleConfig::Moon(MoonConfig { mu: -1.0, temperature: 1.0 })),
@@ -406,6 +454,7 @@ mod tests {
             ("{ scaffold = {} }", scaffold(ControlOption::Two)),
             ("{ scaffold = { option = \"one\" } }", scaffold(ControlOption::One)),
             ("{ feddyn = {} }", RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.01 })),
+            ("{ fedgen = { epochs = 2 } }", fedgen(|f| f.epochs = 2)),
             ("{ ntd = { tau = 3.0 } }", RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 3.0 })),
             ("{ moon = { mu = 1.0 } }", RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.5 })),
             ("{ depthwise = { memory = \"64 MiB\" } }", depthwise(None)),

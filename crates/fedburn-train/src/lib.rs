@@ -73,10 +73,11 @@ pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
     Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, DepthwiseConfig, Descent, Ditto,
-    DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedRep, FedRepConfig, GradientRule, LocalDepthwise, LocalFedDyn,
-    LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalRun, LocalScaffold, LocalSgd, ModelContrast, MoonConfig,
-    NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig, Proximal, ProximalConfig, ScaffoldRuleConfig,
-    Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy, descend, edit_gradients,
+    DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedGenRuleConfig, FedRep, FedRepConfig, GradientRule,
+    LocalDepthwise, LocalFedDyn, LocalFedGen, LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalRun, LocalScaffold,
+    LocalSgd, ModelContrast, MoonConfig, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig,
+    Proximal, ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy,
+    descend, edit_gradients,
 };
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};

@@ -116,10 +116,11 @@ impl BackendJob for Playing<'_> {
         let family = run.experiment().zoo();
         let initial = ModelFamily::<B>::init(family, run.seeds().purpose(Purpose::Initialisation), &device);
         let schema = flatten(&initial)?.schema().clone();
+        let schemas = run.experiment().schemas::<B>(schema, &device)?;
         let population = clients::population::<B>(run, &device);
         // A folder a run, because another run's states are of another model or course.
         let states = ClientStates::open(options.state.join("runs").join(hash))?;
-        let transport: QuicClient<B> = joined.start(&clients, schema, device)?;
+        let transport: QuicClient<B> = joined.start(&clients, schemas, device)?;
         let transport = TaskSpans::new(transport, node, options.tracer.clone());
         let told = Told { transport, progress: options.progress, last: AtomicU64::new(0) };
         let transport = Guarded::new(told, &options.policy);

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::tensor::backend::Backend;
-use fedburn::core::{ClientId, ClientInfo, Outcome, ParamSchema, Request, RoundIndex, ServerTransport, TransportError};
+use fedburn::core::{ClientId, ClientInfo, Outcome, Request, RoundIndex, Schemas, ServerTransport, TransportError};
 use fedburn::train::ClientDataSource;
 use fedburn::transport::quic::{QuicError, QuicServer, RunFiles, ServerIdentity};
 use serde_json::json;
@@ -52,7 +52,7 @@ pub(crate) struct Call<'a, B: Backend> {
     pub dir: &'a Path,
     /// Identifies the run, as in its `run.json`.
     pub hash: &'a str,
-    pub schema: &'a Arc<ParamSchema>,
+    pub schemas: Schemas,
     pub device: &'a B::Device,
     /// The round after which the run goes on.
     pub resumed: RoundIndex,
@@ -95,8 +95,8 @@ impl Serving {
         network.public_host = self.public_host.clone().or(network.public_host);
         let identity = ServerIdentity::open(&self.state)?;
         let plan = plan_of(run, &self.name, call.backend);
-        let (schema, device) = (call.schema.clone(), call.device.clone());
-        let mut server = QuicServer::start(network, identity, plan, schema, device, files)?;
+        let (schemas, device) = (call.schemas.clone(), call.device.clone());
+        let mut server = QuicServer::start(network, identity, plan, schemas, device, files)?;
         if self.tracer.is_some() {
             let trace = RunTrace::new(call.hash);
             server.trace(move |round, client| trace.task(round, client));

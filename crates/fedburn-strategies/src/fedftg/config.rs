@@ -5,13 +5,9 @@ use fedburn_core::RoundIndex;
 use serde::{Deserialize, Serialize};
 
 use super::KIND;
-use super::losses::{self, Taught};
+use super::losses;
+use crate::teachers::Taught;
 use crate::{StrategyConfig, StrategyConfigError};
-
-/// Examples that a generator may make in a round.
-const MOST_EXAMPLES: usize = 1 << 24;
-/// Examples of a batch, whose pairs are compared.
-const MOST_IN_BATCH: usize = 512;
 
 /// Whose losses: the paper's or the published code's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,18 +118,8 @@ impl Default for FedFtgConfig {
 
 impl FedFtgConfig {
     pub(super) fn check(&self) -> Result<(), StrategyConfigError> {
-        let refuse = |field, value: String, expected| StrategyConfigError::Value { kind: KIND, field, value, expected };
-        if !(2..=MOST_IN_BATCH).contains(&self.batch_size) {
-            return Err(refuse("batch_size", self.batch_size.to_string(), "2 to 512 examples"));
-        }
-        if self.teachers_resident == 0 {
-            return Err(refuse("teachers_resident", "0".to_owned(), "at least 1"));
-        }
-        let examples = self.iterations.checked_mul(self.batch_size).filter(|examples| *examples <= MOST_EXAMPLES);
-        if examples.is_none() {
-            let expected = "at most 16,777,216 examples a round, iterations times batch_size";
-            return Err(refuse("iterations", self.iterations.to_string(), expected));
-        }
+        StrategyConfigError::generated(KIND, self.iterations, self.batch_size)?;
+        StrategyConfigError::resident(KIND, self.teachers_resident)?;
         for (field, value) in [("student_lr", self.student_lr), ("generator_lr", self.generator_lr)] {
             StrategyConfigError::positive(KIND, field, value)?;
         }
@@ -142,10 +128,7 @@ impl FedFtgConfig {
         for (field, value) in weights {
             StrategyConfigError::not_negative(KIND, field, value)?;
         }
-        if !(self.lr_decay > 0.0 && self.lr_decay <= 1.0) {
-            return Err(refuse("lr_decay", self.lr_decay.to_string(), "a number above 0, at most 1"));
-        }
-        Ok(())
+        StrategyConfigError::decay(KIND, "lr_decay", self.lr_decay)
     }
 }
 

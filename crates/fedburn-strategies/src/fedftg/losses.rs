@@ -10,12 +10,7 @@
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Tensor, backend::Backend};
 
-/// One client's scores `t_k` with its weights `a_k`.
-#[derive(Clone, Debug)]
-pub(super) struct Taught<B: Backend> {
-    pub scores: Tensor<B, 2>,
-    pub weights: Tensor<B, 1>,
-}
+use crate::teachers::{Taught, total};
 
 // The paper's form.
 
@@ -56,7 +51,7 @@ pub(super) fn code_fidelity<B: Backend>(t: &Taught<B>, y: &Tensor<B, 2>) -> Tens
 }
 
 /// `exp( mean_{i,j}( -mean|x_i - x_j| mean (z_i - z_j)^2 ) )`.
-pub(super) fn code_diversity<B: Backend>(x: &Tensor<B, 4>, z: &Tensor<B, 2>) -> Tensor<B, 1> {
+pub(crate) fn code_diversity<B: Backend>(x: &Tensor<B, 4>, z: &Tensor<B, 2>) -> Tensor<B, 1> {
     let x = pairwise(x.clone().flatten::<2>(1, 3)).abs().mean_dim(2);
     let z = pairwise(z.clone()).square().mean_dim(2);
     (x * z).mean().neg().exp()
@@ -71,12 +66,6 @@ pub(super) fn code_distillation<B: Backend>(s: &Tensor<B, 2>, taught: &[Taught<B
 
 fn cross_entropy<B: Backend>(scores: Tensor<B, 2>, y: &Tensor<B, 2>) -> Tensor<B, 1> {
     (log_softmax(scores, 1) * y.clone()).sum_dim(1).mean().neg()
-}
-
-/// The sum of at least one term.
-fn total<B: Backend, const D: usize>(mut terms: impl Iterator<Item = Tensor<B, D>>) -> Tensor<B, D> {
-    let first = terms.next().expect("a round has at least one client");
-    terms.fold(first, |sum, term| sum + term)
 }
 
 fn per_row<B: Backend>(weights: &Tensor<B, 1>) -> Tensor<B, 2> {

@@ -40,23 +40,23 @@
 //! the metric `fedftg_skipped`.
 
 mod config;
-mod labels;
 mod losses;
-mod teachers;
 mod tuning;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     Aggregate, AggregateError, ClassId, ClientId, Generator, GeneratorFamily, Mean, Mode, ModelFamily, ParamVector,
     PerClientStrategy, Pictures, Reports, Round, RoundIndex, SchemaError, Seed, SideInfo, StateDict, StateError,
-    Strategy, UpdateSet, load, schema_of,
+    Strategy, UpdateSet, load,
 };
 
 use crate::StrategyConfigError;
-use crate::adam::Adam;
+use crate::generated::{Batch, Made};
 use crate::network::ensure_fits;
+pub(crate) use losses::code_diversity;
+
 pub use config::{Ensemble, FedFtgConfig, FedFtgForm, LabelSampling};
-use tuning::{Batch, Tuned};
+use tuning::Tuned;
 
 const KIND: &str = "fedftg";
 
@@ -68,14 +68,6 @@ pub struct FedFtg<B: Backend, F, G> {
     generator: G,
     /// From the first fine-tuned round on.
     made: Option<Made<B>>,
-}
-
-/// What outlives a round.
-#[derive(Clone, Debug)]
-struct Made<B: Backend> {
-    generator: ParamVector<B>,
-    /// Where its moments are kept.
-    adam: Option<Adam<B>>,
 }
 
 impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> FedFtg<B, F, G> {
@@ -139,31 +131,14 @@ impl<B: Backend, F: ModelFamily<B>, G: GeneratorFamily<B>> PerClientStrategy<B> 
         let mut state = StateDict::new();
         state.nest("base", self.base.state());
         if let Some(made) = &self.made {
-            state.insert_params("generator", &made.generator);
-            if let Some(adam) = &made.adam {
-                state.nest("adam", adam.state());
-            }
+            made.save(&mut state);
         }
         state
     }
 
     fn restore(&mut self, mut state: StateDict, like: &ParamVector<B>) -> Result<(), StateError> {
-        let (base, adam) = (state.split_off("base"), state.split_off("adam"));
-        self.made = match state.is_empty() {
-            true => {
-                adam.expect_empty()?;
-                None
-            }
-            false => {
-                let device = like.device();
-                let module = self.generator.init(Seed::new(0), &device);
-                let damaged = |e: SchemaError| StateError::Damaged { reason: e.to_string() };
-                let schema = std::sync::Arc::new(schema_of::<B, _>(&module).map_err(damaged)?);
-                let generator = state.take_params("generator", &schema, &device)?;
-                let adam = if adam.is_empty() { None } else { Some(Adam::restore(adam, &generator)?) };
-                Some(Made { generator, adam })
-            }
-        };
+        let base = state.split_off("base");
+        self.made = Made::restore(&mut state, &self.generator, &like.device())?;
         state.expect_empty()?;
         self.base.restore(base, like)
     }

@@ -5,57 +5,23 @@ use std::ops::Range;
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{ElementConversion, Tensor, TensorData, backend::Backend};
+use burn::tensor::{ElementConversion, Tensor, backend::Backend};
 use fedburn_core::{
     Classifier, Generator, GeneratorFamily, Mean, Metrics, Mode, ModelFamily, ParamVector, Round, SchemaError, Seed,
     UpdateSet, flat_gradients, flatten, load_frozen, load_to_train,
 };
-use rand_distr::{Distribution, StandardNormal};
 
-use super::labels::ClassCounts;
-use super::losses::Taught;
-use super::teachers::Teachers;
-use super::{Ensemble, FedFtg, FedFtgConfig, FedFtgForm, LabelSampling, Made};
+use super::{Ensemble, FedFtg, FedFtgConfig, FedFtgForm, LabelSampling};
 use crate::adam::Adam;
+use crate::class_counts::ClassCounts;
+use crate::generated::{Batch, Made};
 use crate::network::blank;
+use crate::teachers::{Taught, Teachers};
 
 /// What fine-tuning makes of a round.
 pub(super) struct Tuned<B: Backend> {
     pub global: ParamVector<B>,
     pub made: Made<B>,
-}
-
-/// One iteration's batch: noise, classes as ones and zeros, and each client's weights `a_k` for them.
-pub(super) struct Batch<B: Backend> {
-    pub z: Tensor<B, 2>,
-    pub y: Tensor<B, 2>,
-    weights: Vec<Tensor<B, 1>>,
-}
-
-impl<B: Backend> Batch<B> {
-    /// For `weights` `[teachers][classes]`.
-    pub(super) fn new(
-        labels: &[usize],
-        classes: usize,
-        weights: &[Vec<f32>],
-        noise: usize,
-        seed: Seed,
-        device: &B::Device,
-    ) -> Self {
-        let mut rng = seed.rng();
-        let z: Vec<f32> = (0..labels.len() * noise).map(|_| StandardNormal.sample(&mut rng)).collect();
-        let mut y = vec![0.0; labels.len() * classes];
-        labels.iter().enumerate().for_each(|(i, label)| y[i * classes + label] = 1.0);
-        let of_labels = |client: &Vec<f32>| {
-            let values: Vec<f32> = labels.iter().map(|label| client[*label]).collect();
-            Tensor::from_data(TensorData::new(values, [labels.len()]), device)
-        };
-        Self {
-            z: Tensor::from_data(TensorData::new(z, [labels.len(), noise]), device),
-            y: Tensor::from_data(TensorData::new(y, [labels.len(), classes]), device),
-            weights: weights.iter().map(of_labels).collect(),
-        }
-    }
 }
 
 /// The slope of the generator's loss, `[num_values]`, and the loss, `[1]`, against the clients of `group`. `student` is

@@ -9,10 +9,10 @@ use fedburn_core::{
 use fedburn_models::{ConditionalGeneratorFamily, GeneratorConfig, Zoo};
 use fedburn_ops::Kernels;
 use fedburn_strategies::{Ensemble, FedFtg, FedFtgConfig, FedFtgForm, LabelSampling, StrategyConfig};
-use fedburn_testkit::{Rounds, update};
+use fedburn_testkit::Rounds;
 use proptest::prelude::*;
 
-use crate::support::models::{CLASSES, INPUT, params, round, zoo};
+use crate::support::models::{CLASSES, INPUT, params, round, told, zoo};
 use crate::support::on_both;
 
 fn small() -> FedFtgConfig {
@@ -26,13 +26,6 @@ fn generator() -> ConditionalGeneratorFamily {
 fn fedftg<B: Kernels>(config: FedFtgConfig, family: Zoo) -> Strategy<B> {
     let base = config.base.clone().build().unwrap();
     Strategy::PerClient(Box::new(FedFtg::new(config, base, family, generator()).unwrap()))
-}
-
-/// A client with the model that `seed` draws.
-fn client<B: Kernels>(family: &Zoo, seed: u64, counts: Option<[u64; CLASSES]>) -> ClientUpdate<B> {
-    let mut update = update(seed, counts.map_or(5, |c| c.iter().sum()), params(family, seed));
-    update.local.report.class_counts = counts.map(Vec::from);
-    update
 }
 
 fn skipped<B: Backend>(aggregate: &Aggregate<B>) -> f64 {
@@ -52,7 +45,7 @@ fn distance<B: Kernels>(family: &Zoo, student: &ParamVector<B>, teacher: &ParamV
 
 /// A client that has every class, and one that teaches nothing because it says nothing of its data.
 fn told_and_silent<B: Kernels>(family: &Zoo) -> [ClientUpdate<B>; 2] {
-    [client(family, 1, Some([2, 2, 2])), client(family, 2, None)]
+    [told(family, 1, Some([2, 2, 2])), told(family, 2, None)]
 }
 
 #[test]
@@ -78,14 +71,14 @@ fn a_round_without_counts_or_iterations_is_the_bases() {
     fn check<B: Kernels>() {
         let family = zoo("kind = 'softmax'");
         let global = params(&family, 3);
-        let updates = [client::<B>(&family, 1, None), client(&family, 2, None)];
+        let updates = [told::<B>(&family, 1, None), told(&family, 2, None)];
         let plain = round(&mut StrategyConfig::default().build().unwrap(), 1, &global, &updates).global.to_host();
         let mut strategy = fedftg::<B>(small(), family.clone());
         let tuned = round(&mut strategy, 1, &global, &updates);
         assert_eq!((tuned.global.to_host(), skipped(&tuned)), (plain.clone(), 1.0));
         assert!(strategy.state().is_empty(), "no generator was made");
         let idle = FedFtgConfig { iterations: 0, ..small() };
-        let updates = [client::<B>(&family, 1, Some([1, 2, 3])), client(&family, 2, Some([0, 5, 0]))];
+        let updates = [told::<B>(&family, 1, Some([1, 2, 3])), told(&family, 2, Some([0, 5, 0]))];
         let plain = round(&mut StrategyConfig::default().build().unwrap(), 1, &global, &updates).global.to_host();
         assert_eq!(round(&mut fedftg::<B>(idle, family), 1, &global, &updates).global.to_host(), plain);
     }
@@ -126,11 +119,7 @@ fn variants() -> Vec<FedFtgConfig> {
 fn every_switch_shows_and_resuming_changes_no_bit() {
     let family = zoo("kind = 'two_nn'\nhidden = 4");
     let cohort = |r: u64| {
-        [
-            client::<Flex>(&family, r, Some([7, 0, 2])),
-            client(&family, r + 1, Some([1, 4, 0])),
-            client(&family, r + 2, None),
-        ]
+        [told::<Flex>(&family, r, Some([7, 0, 2])), told(&family, r + 1, Some([1, 4, 0])), told(&family, r + 2, None)]
     };
     let run = |config: &FedFtgConfig, resume_after: Option<u64>| {
         let mut strategy = fedftg::<Flex>(config.clone(), family.clone());
@@ -158,7 +147,7 @@ fn every_switch_shows_and_resuming_changes_no_bit() {
 #[test]
 fn generated_examples_move_the_students_running_statistics() {
     let family = zoo("kind = 'resnet'\ndepth = 8\nnorm = 'batch'");
-    let updates = [client::<Flex>(&family, 1, Some([3, 3, 0])), client(&family, 2, Some([0, 1, 4]))];
+    let updates = [told::<Flex>(&family, 1, Some([3, 3, 0])), told(&family, 2, Some([0, 1, 4]))];
     let global = params(&family, 3);
     let mut strategy = fedftg(FedFtgConfig { iterations: 1, student_steps: 1, ..small() }, family.clone());
     let tuned = round(&mut strategy, 1, &global, &updates).global;
@@ -175,7 +164,7 @@ fn a_client_that_tells_of_no_example_changes_nothing_but_the_bases_aggregate() {
         let global = params::<B>(&family, 3);
         let tuned = |silent: Option<[u64; CLASSES]>, factor: f32| {
             let mut updates = told_and_silent::<B>(&family);
-            updates[1] = client(&family, 2, silent);
+            updates[1] = told(&family, 2, silent);
             // Without a weight in the base's aggregate either.
             updates[1].local.num_examples = 0;
             let values = updates[1].local.params.values().clone() * factor;
@@ -240,7 +229,7 @@ fn another_model_is_refused_before_the_base_moves() {
     let (own, other) = (zoo("kind = 'softmax'"), zoo("kind = 'two_nn'\nhidden = 4"));
     let config = FedFtgConfig { base: Box::new(toml::from_str("kind = 'fedavgm'").unwrap()), ..small() };
     let mut strategy = fedftg::<Flex>(config, own);
-    let (global, updates) = (params(&other, 3), [client(&other, 1, Some([1, 1, 1]))]);
+    let (global, updates) = (params(&other, 3), [told(&other, 1, Some([1, 1, 1]))]);
     let before = strategy.state();
     assert!(Rounds::new(10).combine(&mut strategy, RoundIndex(1), &global, &updates).is_err());
     assert_eq!(strategy.state(), before);
@@ -279,7 +268,7 @@ proptest! {
             .iter()
             .enumerate()
             .map(|(i, (n, counts))| {
-                let mut update = client(&family, i as u64 + 1, *counts);
+                let mut update = told(&family, i as u64 + 1, *counts);
                 update.local.num_examples = *n;
                 update
             })

@@ -5,6 +5,7 @@ mod corrections;
 mod ewwa;
 mod feddf;
 mod fedftg;
+mod fedgen;
 mod fednova;
 mod golden;
 mod laws;

@@ -7,6 +7,7 @@
 mod depthwise;
 mod descent;
 mod feddyn;
+mod fedgen;
 mod flat;
 mod kept;
 mod moon;
@@ -29,6 +30,8 @@ use fedburn_data::{Batches, ClientData};
 pub use depthwise::{DepthwiseConfig, LocalDepthwise};
 pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
 pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
+pub(crate) use fedgen::WithoutGenerator;
+pub use fedgen::{FedGenRuleConfig, LocalFedGen};
 pub use flat::edit_gradients;
 pub(crate) use kept::Kept;
 pub use moon::{LocalMoon, ModelContrast, MoonConfig};

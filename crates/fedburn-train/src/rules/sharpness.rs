@@ -75,6 +75,11 @@ fn asam_eta() -> f64 {
 }
 
 impl SharpnessAwareConfig {
+    /// Whether it looks anywhere else.
+    pub(crate) fn looks(self) -> bool {
+        self.rho() > 0.0
+    }
+
     fn rho(self) -> f64 {
         match self {
             Self::Sam { rho } | Self::Asam { rho, .. } => rho,
@@ -108,7 +113,7 @@ impl<G> Sharpened<G> {
 
 impl<B: Backend, M: TrainModel<B>, G: GradientRule<B, M>> GradientRule<B, M> for Sharpened<G> {
     fn gradients(&mut self, model: M, batch: Batch<B>) -> BatchGradients<B, M> {
-        let Some(sharpness) = self.sharpness.filter(|sharpness| sharpness.rho() > 0.0) else {
+        let Some(sharpness) = self.sharpness.filter(|sharpness| sharpness.looks()) else {
             return self.rule.gradients(model, batch);
         };
         let first = self.rule.gradients(model, batch.clone());

@@ -6,6 +6,7 @@ mod common;
 mod corrections;
 mod depthwise;
 mod evaluate;
+mod fedgen;
 mod moon;
 mod ntd;
 mod personal;

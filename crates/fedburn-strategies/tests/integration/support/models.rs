@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{Aggregate, ClientUpdate, ModelFamily, ParamVector, RoundIndex, Seed, Strategy, flatten};
 use fedburn_models::{Zoo, ZooConfig};
 use fedburn_ops::Kernels;
-use fedburn_testkit::Rounds;
+use fedburn_testkit::{Rounds, update};
 
 /// Channels, height and width of the examples.
 pub const INPUT: [usize; 3] = [1, 4, 4];
@@ -18,6 +18,13 @@ pub fn zoo(table: &str) -> Zoo {
 /// The model that `seed` draws.
 pub fn params<B: Kernels>(family: &Zoo, seed: u64) -> ParamVector<B> {
     flatten(&ModelFamily::<B>::init(family, Seed::new(seed), &Default::default())).unwrap()
+}
+
+/// A client with the model that `seed` draws, which tells of its examples where there are counts.
+pub fn told<B: Kernels>(family: &Zoo, seed: u64, counts: Option<[u64; CLASSES]>) -> ClientUpdate<B> {
+    let mut update = update(seed, counts.map_or(5, |c| c.iter().sum()), params(family, seed));
+    update.local.report.class_counts = counts.map(Vec::from);
+    update
 }
 
 pub fn round<B: Backend>(

@@ -6,12 +6,24 @@ use burn::backend::Autodiff;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode, ModelFamily, ParamVector, SchemaError, load_frozen};
 
-use super::losses::Taught;
 use crate::network::blank;
+
+/// One client's scores `t_k` `[batch, classes]` with its weights `a_k` `[batch]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Taught<B: Backend> {
+    pub scores: Tensor<B, 2>,
+    pub weights: Tensor<B, 1>,
+}
+
+/// The sum of at least one client's term.
+pub(crate) fn total<B: Backend, const D: usize>(mut terms: impl Iterator<Item = Tensor<B, D>>) -> Tensor<B, D> {
+    let first = terms.next().expect("a round has at least one client");
+    terms.fold(first, |sum, term| sum + term)
+}
 
 /// Networks that hold vectors to be asked for scores, never trained. Nothing of a vector changes by being asked: its
 /// running statistics are read, not followed, and no gradient reaches its weights.
-pub(super) struct Teachers<'a, B: Backend, F: ModelFamily<B>> {
+pub(crate) struct Teachers<'a, B: Backend, F: ModelFamily<B>> {
     family: &'a F,
     models: Vec<&'a ParamVector<B>>,
     device: B::Device,
@@ -21,17 +33,17 @@ pub(super) struct Teachers<'a, B: Backend, F: ModelFamily<B>> {
 
 impl<'a, B: Backend, F: ModelFamily<B>> Teachers<'a, B, F> {
     /// The `models`, one at least, with at most `resident` networks in memory, at least one.
-    pub(super) fn new(family: &'a F, models: Vec<&'a ParamVector<B>>, resident: usize, device: B::Device) -> Self {
+    pub(crate) fn new(family: &'a F, models: Vec<&'a ParamVector<B>>, resident: usize, device: B::Device) -> Self {
         let slots = (0..resident.clamp(1, models.len())).map(|_| None).collect();
         Self { family, models, device, slots }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.models.len()
     }
 
     /// The network with the model of the `k`-th client.
-    fn network(&mut self, k: usize) -> Result<&F::TrainModel, SchemaError> {
+    pub(crate) fn network(&mut self, k: usize) -> Result<&F::TrainModel, SchemaError> {
         let place = k.min(self.slots.len() - 1);
         let network = match self.slots[place].take() {
             Some((held, network)) if held == k => network,
@@ -45,7 +57,7 @@ impl<'a, B: Backend, F: ModelFamily<B>> Teachers<'a, B, F> {
 
     /// Scores `[batch, classes]` of the `k`-th client's model for `x` `[batch, channels, height, width]`, through which
     /// gradients flow to `x` where it asks for them.
-    pub(super) fn scores(
+    pub(crate) fn scores(
         &mut self,
         k: usize,
         x: Tensor<Autodiff<B>, 4>,
@@ -55,7 +67,7 @@ impl<'a, B: Backend, F: ModelFamily<B>> Teachers<'a, B, F> {
 
     /// What the clients of `group` say of `x` `[batch, channels, height, width]`, with their `weights` `[batch]`, which
     /// are those of all teachers.
-    pub(super) fn taught(
+    pub(crate) fn taught(
         &mut self,
         group: Range<usize>,
         weights: &[Tensor<B, 1>],

@@ -5,7 +5,7 @@ use rand::seq::SliceRandom;
 
 /// The class counts of the clients of a round that told of examples, `n_k^y`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ClassCounts {
+pub(crate) struct ClassCounts {
     /// Places of those clients among the updates, each with its examples of every class.
     clients: Vec<(usize, Vec<u64>)>,
     classes: usize,
@@ -14,7 +14,7 @@ pub struct ClassCounts {
 
 impl ClassCounts {
     /// Reads the reports of `updates`; one of another number of classes counts as none.
-    pub fn of<'a, B: burn::tensor::backend::Backend>(
+    pub(crate) fn of<'a, B: burn::tensor::backend::Backend>(
         updates: impl Iterator<Item = &'a ClientUpdate<B>>,
         classes: usize,
     ) -> Self {
@@ -30,12 +30,12 @@ impl ClassCounts {
     }
 
     /// Places among the updates of the clients that told of examples, in their order.
-    pub fn told(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn told(&self) -> impl Iterator<Item = usize> {
         self.clients.iter().map(|(place, _)| *place)
     }
 
     /// Clients that did not say what they have.
-    pub fn silent(&self) -> usize {
+    pub(crate) fn silent(&self) -> usize {
         self.silent
     }
 
@@ -47,7 +47,7 @@ impl ClassCounts {
 
     /// Class-level ensemble weights `a_k^y = n_k^y / SUM_i n_i^y`, of [`ClassCounts::told`],
     /// `[clients][classes]`; 0 where nobody has the class.
-    pub fn ensemble_weights(&self) -> Vec<Vec<f32>> {
+    pub(crate) fn ensemble_weights(&self) -> Vec<Vec<f32>> {
         let totals = self.totals();
         let share =
             |(count, total): (&u64, &u64)| if *total == 0 { 0.0 } else { (*count as f64 / *total as f64) as f32 };
@@ -56,12 +56,12 @@ impl ClassCounts {
 
     /// `len` labels in the exact proportion of `p(y) = SUM_k n_k^y / SUM_{k,c} n_k^c`, rounded down cumulatively, in
     /// an order drawn from `seed`; `None` where no client has any example.
-    pub fn labels(&self, len: usize, seed: Seed) -> Option<Vec<usize>> {
+    pub(crate) fn labels(&self, len: usize, seed: Seed) -> Option<Vec<usize>> {
         proportioned(&self.totals(), len).map(|labels| shuffled(labels, seed))
     }
 
     /// `len` labels, every class that somebody has as often as the others, in an order drawn from `seed`.
-    pub fn uniform_labels(&self, len: usize, seed: Seed) -> Option<Vec<usize>> {
+    pub(crate) fn uniform_labels(&self, len: usize, seed: Seed) -> Option<Vec<usize>> {
         let held: Vec<u64> = self.totals().into_iter().map(|total| total.min(1)).collect();
         proportioned(&held, len).map(|labels| shuffled(labels, seed))
     }
@@ -103,6 +103,9 @@ mod tests {
         let weights = two_clients().ensemble_weights();
         assert_eq!(weights, [[0.8, 0.0, 1.0], [0.2, 1.0, 0.0]]);
         assert_eq!(proportioned(&two_clients().totals(), 9).unwrap(), [0, 0, 0, 0, 0, 1, 1, 1, 2]);
+        // FedGen's.
+        let weights = told([[5, 0, 3], [1, 4, 0]]).ensemble_weights();
+        assert_eq!(weights, [[5.0 / 6.0, 0.0, 1.0], [1.0 / 6.0, 1.0, 0.0]]);
     }
 
     #[test]
