@@ -331,10 +331,10 @@ fn counts_that_the_owner_keeps_do_not_end_the_round() {
         .collect();
     server.succeeds();
     nodes.into_iter().for_each(|mut node| node.succeeds());
-    let ended: Vec<_> = federation.events().into_iter().filter(|event| event["event"] == "round_ended").collect();
+    let ended: Vec<_> = federation.events().into_iter().filter(|event| event["event"] == "round_committed").collect();
     for event in &ended {
         assert_eq!((&event["updates"], &event["failures"]), (&Value::from(6), &Value::from(0)), "{event}");
-        let figure = |name: &str| event["metrics"][name]["value"].as_f64();
+        let figure = |name: &str| event["metrics"][name]["sum"].as_f64();
         assert_eq!((figure("fedgen_silent"), figure("fedgen_skipped")), (Some(2.0), Some(0.0)), "{event}");
     }
     assert_eq!(ended.len(), 3);
