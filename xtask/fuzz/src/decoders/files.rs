@@ -42,13 +42,10 @@ pub(super) fn decoders() -> Vec<Decoder> {
         )
         .holding(256 << 10),
         Folder::new().decoder("participation", 2_048, "p", |_, file| Ok(quic::fuzz::participation(file)?), |_, ()| ()),
-        Folder::new().decoder(
-            "openings",
-            1_024,
-            "openings.json",
-            |dir, _| Ok(DiskStore::open(dir, RoundIndex(3))?),
-            |_, _| (),
-        ),
+        Folder::new()
+            .decoder("openings", 1_024, "openings.json", |dir, _| Ok(DiskStore::open(dir, RoundIndex(3))?), |_, _| ())
+            // A list of numbers that has two bytes each in the file has eight in memory, and twice as many as it grows.
+            .holding(16 << 10),
         Folder::new()
             .decoder("rounds-csv", 4_096, "r", |_, file| Ok(RoundsCsv::read(file)?), |_, _| ())
             .holding(64 << 10),

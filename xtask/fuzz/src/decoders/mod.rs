@@ -35,9 +35,9 @@ fn text(input: &[u8]) -> Decoded<&str> {
     Ok(std::str::from_utf8(input)?)
 }
 
-/// A decoder of TOML, whose tree may be as much larger than the text.
+/// A decoder of TOML, whose tree may be as much larger than the text: each dot of a dotted key opens a table.
 fn of_toml(decoder: Decoder) -> Decoder {
-    let bound = 128 * decoder.longest;
+    let bound = 256 * decoder.longest;
     decoder.holding(bound)
 }
 

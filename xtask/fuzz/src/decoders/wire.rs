@@ -1,6 +1,6 @@
 //! What a peer sends: frames, each kind of message, chunks, and what a task says of compression.
 
-use fedburn_core::CompressionConfig;
+use fedburn_core::{CompressionConfig, SliceName};
 use fedburn_transport::wire::limits::*;
 use fedburn_transport::wire::*;
 
@@ -22,6 +22,9 @@ pub(super) fn decoders() -> Vec<Decoder> {
             let written = parent.to_wire().data;
             assert_eq!(written[..24], input[..24]);
             assert_eq!((input.len(), written[24]), (25, input[24] & 1));
+        }),
+        Decoder::new("slice", MAX_EXTENSIONS_LEN, slice, |input, names| {
+            assert_eq!(slice_to_wire(&names).expect("it was read").data, input);
         }),
         Decoder::new("compression", MAX_EXTENSIONS_LEN, compression, |input, read| {
             assert_eq!(compression_to_wire(&read).expect("it was read").data, input);
@@ -105,6 +108,11 @@ fn placed(input: &[u8]) -> Decoded<usize> {
 fn compression(input: &[u8]) -> Decoded<CompressionConfig> {
     let extension = Extension { id: COMPRESSION, data: input.to_vec().into() };
     Ok(compression_from_wire(&Extensions::new(vec![extension]))?)
+}
+
+fn slice(input: &[u8]) -> Decoded<Vec<SliceName>> {
+    let extension = Extension { id: SLICE, data: input.to_vec().into() };
+    Ok(slice_from_wire(&Extensions::new(vec![extension]))?)
 }
 
 /// What a task says of its trace is read as far as it says anything.
