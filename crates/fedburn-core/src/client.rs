@@ -6,8 +6,8 @@ use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CompressionConfig, LocalUpdate, Metrics, ParamVector, Reports, RoundIndex, Seed, SideInfo, StateDict, StateError,
-    TrainError,
+    CompressionConfig, LocalUpdate, Metrics, ParamVector, Reports, RoundIndex, Seed, SideInfo, SliceName, StateDict,
+    StateError, TrainError,
 };
 
 /// A client's stable number within a run. Clients are ordered by it wherever order matters.
@@ -35,8 +35,11 @@ pub struct ClientInfo {
 pub struct TrainTask<B: Backend> {
     /// The round, from 1.
     pub round: RoundIndex,
-    /// The vector to start from, `x_t`.
+    /// The vector to start from: the model `x_t`, or the part of it that [`TrainTask::slice`] names. The update is of
+    /// the same schema.
     pub global: ParamVector<B>,
+    /// Names of the parts of the model that the client holds, which share no tensor; none: all of it.
+    pub slice: Vec<SliceName>,
     /// The client's own randomness in this round.
     pub seed: Seed,
     /// What the algorithm sends besides the model.

@@ -57,6 +57,30 @@ pub enum SchemaError {
         /// The number asked for.
         found: usize,
     },
+    /// A tensor of a sub-model reaches over the whole model's.
+    #[error("tensor `{path}` is {found:?}, expected at most {whole:?}")]
+    Corner {
+        /// The tensor's path.
+        path: String,
+        /// Its shape in the whole model.
+        whole: Vec<usize>,
+        /// Its shape in the sub-model.
+        found: Vec<usize>,
+    },
+    /// No part of the model has this name.
+    #[error("the model has no part `{name}`; is the other end's plan another?")]
+    UnknownSlice {
+        /// The name.
+        name: String,
+    },
+    /// Parts of the model that are to be one share a tensor.
+    #[error("the parts {names:?} of the model share the tensor `{path}`")]
+    Overlap {
+        /// The parts' names.
+        names: Vec<String>,
+        /// The tensor's path.
+        path: String,
+    },
     /// The module has an integer or boolean parameter, which a float vector cannot carry.
     #[error("parameter `{path}` is not a float tensor")]
     UnsupportedKind {

@@ -29,6 +29,7 @@ mod averaging;
 mod client;
 mod codec;
 mod compression;
+mod ensemble;
 mod error;
 mod evaluator;
 mod generator;
@@ -45,6 +46,7 @@ mod seed;
 mod staged;
 mod state;
 mod strategy;
+mod sub_models;
 mod transport;
 mod update;
 
@@ -53,6 +55,7 @@ pub use averaging::{MixingBlocks, MixingConfig, MixingEstimator, VarianceConfig}
 pub use client::{Client, ClientId, ClientInfo, Resample, ResamplingClient, TrainTask};
 pub use codec::{Codec, CodecError};
 pub use compression::{CompressionConfig, Encoded};
+pub use ensemble::{Ensemble, Size};
 pub use error::{AggregateError, EvaluateError, SchemaError, StateError, TrainError, TransportError};
 pub use evaluator::Evaluator;
 pub use generator::{Generator, GeneratorFamily, Pictures};
@@ -62,8 +65,8 @@ pub use mixing::MixingWeights;
 pub use model::{ClassId, Classifier, Mode, ModelFamily, Split};
 pub use observer::{Event, Observer, StopReason};
 pub use params::{
-    ParamEntry, ParamKind, ParamSchema, ParamVector, Schemas, flat_gradients, flatten, is_below, load, load_frozen,
-    load_to_train, schema_of,
+    ParamEntry, ParamKind, ParamSchema, ParamVector, Schemas, Slice, SliceName, flat_gradients, flatten, is_below,
+    load, load_frozen, load_to_train, schema_of,
 };
 pub use population::{Population, Worker};
 pub use round::{Round, RoundIndex};
@@ -72,6 +75,7 @@ pub use seed::{Purpose, Seed};
 pub use staged::{Stage, Staged, Stages};
 pub use state::{StateData, StateDict, StateStore, StateTensor};
 pub use strategy::{Aggregate, MeanStrategy, PerClientStrategy, RoundMean, Strategy, UpdateSet, Weighting};
+pub use sub_models::SubModels;
 pub use transport::{Asked, ClientFailure, ClientTransport, History, Outcome, Reply, Request, ServerTransport};
 pub use update::{ClientReport, ClientUpdate, LocalUpdate, Reports, SideInfo, SideName};
 

@@ -7,7 +7,7 @@ use burn::module::{AutodiffModule, Module};
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
-use crate::{Seed, Staged};
+use crate::{Ensemble, Seed, Staged};
 
 /// A class label, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -47,6 +47,11 @@ pub trait Classifier<B: Backend>: Module<B> {
     fn staged(&self) -> Option<&dyn Staged<B>> {
         None
     }
+
+    /// The classifiers that the model is made of, for algorithms that train some of them; `None` where it is one.
+    fn ensemble(&self) -> Option<&dyn Ensemble<B>> {
+        None
+    }
 }
 
 /// A classifier that is features and a head.
@@ -73,4 +78,16 @@ pub trait ModelFamily<B: Backend>: Clone + Send + Sync + 'static {
 
     /// Builds the model with weights drawn from `seed` on the host: the same bits on every backend.
     fn init(&self, seed: Seed, device: &B::Device) -> Self::Model;
+
+    /// The same architecture with a `share`, in `(0, 1]`, of the channels of each hidden layer, rounded up; `None` where
+    /// the architecture or the share does not allow it.
+    ///
+    /// In [`Mode::Train`] its layers divide what they make by `share`, so that it is as large as in the whole net.
+    ///
+    /// # Laws
+    /// Its tensors have the paths and the order of the whole's, each a leading corner of it. A share of 1 is the whole,
+    /// bit for bit.
+    fn slim(&self, _share: f64) -> Option<Self> {
+        None
+    }
 }

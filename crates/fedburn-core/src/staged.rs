@@ -14,8 +14,8 @@ use crate::{Mode, ParamEntry, ParamSchema, is_below};
 /// bit. [`Stages`] hold every parameter once. What `logits` must change of the output of a block before the last, it
 /// changes by a rule without parameters.
 pub trait Staged<B: Backend> {
-    /// The parts, for inputs `[channels, height, width]`.
-    fn stages(&self, input: [usize; 3]) -> Stages;
+    /// The parts, for inputs `[batch, channels, height, width]`.
+    fn stages(&self, inputs: [usize; 4]) -> Stages;
 
     /// What the first block sees of `inputs` `[batch, channels, height, width]`.
     fn stem(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 4>;
@@ -28,6 +28,13 @@ pub trait Staged<B: Backend> {
 
     /// Class scores (logits) `[batch, classes]` of what any block makes.
     fn logits(&self, hidden: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2>;
+
+    /// Class scores `[batch, classes]` of what the block `index` makes, by a classifier of that block's own; `None`, the
+    /// default, where it has none.
+    fn exit(&self, index: usize, hidden: Tensor<B, 4>, mode: Mode) -> Option<Tensor<B, 2>> {
+        let _ = (index, hidden, mode);
+        None
+    }
 }
 
 /// The parts of a [`Staged`] model.
@@ -39,6 +46,11 @@ pub struct Stages {
     pub blocks: Vec<Stage>,
     /// After any block.
     pub head: Stage,
+    /// Each block's own classifier; none where blocks have none.
+    pub exits: Vec<Stage>,
+    /// Numbers that the backend works on for itself while a batch is trained on, and may keep from step to step: what
+    /// kernels pack. As far as is known.
+    pub workspace: usize,
 }
 
 /// One part of a [`Staged`] model: what it holds, and what training it keeps.
@@ -48,6 +60,9 @@ pub struct Stage {
     pub paths: Vec<String>,
     /// Shapes of what one example leaves for the backward pass, in the order in which it is made.
     pub kept: Vec<Vec<usize>>,
+    /// Shapes of what is in hand of one example at most while this part is at work, forward or backward, besides what it
+    /// and those before it leave.
+    pub in_hand: Vec<Vec<usize>>,
     /// Whether what goes out has the shape of what comes in, so that inputs can go past it.
     pub keeps_shape: bool,
 }
@@ -65,6 +80,15 @@ impl Stage {
 
     /// Numbers that one example leaves for the backward pass.
     pub fn activations(&self) -> usize {
-        self.kept.iter().map(|shape| shape.iter().product::<usize>()).sum()
+        numbers(&self.kept)
     }
+
+    /// Numbers of one example in hand besides.
+    pub fn in_hand(&self) -> usize {
+        numbers(&self.in_hand)
+    }
+}
+
+fn numbers(shapes: &[Vec<usize>]) -> usize {
+    shapes.iter().map(|shape| shape.iter().product::<usize>()).sum()
 }

@@ -38,6 +38,8 @@ impl<B: Backend> SideInfo<B> {
     pub const CONTROL_DELTA: &'static str = "control_delta";
     /// Scalar from the server: the strength of the regulariser, positive, `alpha` of FedDyn.
     pub const ALPHA: &'static str = "alpha";
+    /// Scalar from the client: which size of model it trained, from 0, the smallest, of InclusiveFL.
+    pub const SIZE: &'static str = "size";
     /// Vector from the server: its generator of features, of a schema of its own, `G` of FedGen.
     pub const GENERATOR: &'static str = "generator";
 

@@ -121,6 +121,7 @@ impl<B: Backend> Rounds<B> {
         let request = Request::Train(TrainTask {
             round: RoundIndex(self.round),
             global: vector(global, schema, &self.device),
+            slice: Vec::new(),
             seed: Seed::new(3).round(RoundIndex(self.round)),
             side: SideInfo::default(),
             reports: Reports::default(),

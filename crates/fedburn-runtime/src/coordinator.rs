@@ -17,12 +17,13 @@ use std::time::Duration;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, Codec, CodecError,
+    Aggregate, AggregateError, ClientFailure, ClientId, ClientInfo, ClientSampler, ClientUpdate, CodecError,
     CompressionConfig, Event, MemoryStore, Outcome, ParamVector, Purpose, Reply, Request, Round, RoundIndex,
-    SchemaError, Seed, StateError, StateStore, Strategy, TrainTask, UpdateSet,
+    SchemaError, Schemas, Seed, StateError, StateStore, Strategy, SubModels, TrainTask, UpdateSet,
 };
 
 use crate::gather::{Gathered, Sums};
+use crate::held::{Held, Holdings};
 use crate::open_round::{Accepted, OpenRound, check};
 use crate::open_round_file::{Begun, Found};
 use crate::running_mean::RunningMeanError;
@@ -64,6 +65,7 @@ pub struct Coordinator<B: Backend> {
     min_updates: usize,
     threads: usize,
     compression: CompressionConfig,
+    holdings: Option<Holdings>,
     staging: Option<Arc<Path>>,
     finished: RoundIndex,
     global: ParamVector<B>,
@@ -92,6 +94,7 @@ impl<B: Backend> Coordinator<B> {
             min_updates: min_updates.max(1),
             threads: 1,
             compression: CompressionConfig::default(),
+            holdings: None,
             staging: None,
             finished: RoundIndex(0),
             global,
@@ -120,6 +123,17 @@ impl<B: Backend> Coordinator<B> {
     #[must_use]
     pub fn with_compression(mut self, compression: CompressionConfig) -> Self {
         self.compression = compression;
+        self
+    }
+
+    /// Lets clients hold parts of the model, those of `schemas` that `sub_models` names. Each value of a mean is then that
+    /// of the clients who hold it and stays as it is where nobody does; a strategy that sees single updates sees `x_t` in
+    /// place of what a client does not hold. Such clients send no vectors beside the model.
+    ///
+    /// What is sent down in blocks of values (`int8`, `int4`) is rounded twice.
+    #[must_use]
+    pub fn with_sub_models(mut self, schemas: Schemas, sub_models: Arc<dyn SubModels>) -> Self {
+        self.holdings = Some(Holdings { schemas, sub_models });
         self
     }
 
@@ -238,6 +252,8 @@ impl<B: Backend> Coordinator<B> {
                 (self.sampler.sample(index, clients, seed), count, self.population.max(count))
             }
         };
+        let held = Held::new(self.holdings.as_ref(), index, &cohort, self.compression.down, &sent, rounding)
+            .map_err(|source| AggregateError::Compression { round: index, source })?;
         let mut effects = vec![Effect::Emit(Event::RoundStarted { round: index, cohort: cohort.clone(), available })];
         let mut round = OpenRound {
             index,
@@ -246,6 +262,7 @@ impl<B: Backend> Coordinator<B> {
             population,
             began: now,
             sent,
+            held,
             waiting: cohort.iter().copied().collect(),
             gathered: Gathered::new(&self.strategy, self.global.num_values(), self.threads, self.staging.clone()),
             accepted: BTreeMap::new(),
@@ -259,10 +276,12 @@ impl<B: Backend> Coordinator<B> {
         let seeds = self.seed.purpose(Purpose::Training).round(index);
         for client in cohort {
             let side = self.strategy.side_info(index, client);
-            round.bytes_down += self.vector_bytes(self.compression.down) + side.num_bytes();
+            let global = round.held.part(client).map_or(&round.sent, |(_, part)| part).clone();
+            round.bytes_down += self.compression.down.vector_len(global.schema()) as u64 + side.num_bytes();
             let task = TrainTask {
                 round: index,
-                global: round.sent.clone(),
+                global,
+                slice: round.held.names(client).to_vec(),
                 seed: seeds.client(client),
                 side,
                 reports: self.strategy.reports(),
@@ -280,13 +299,7 @@ impl<B: Backend> Coordinator<B> {
         Ok(effects)
     }
 
-    /// Bytes of a vector of the model on the wire.
-    fn vector_bytes(&self, codec: Codec) -> u64 {
-        codec.vector_len(self.global.schema()) as u64
-    }
-
     fn collect(&mut self, outcome: Outcome<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
-        let vector_bytes = self.vector_bytes(self.compression.up);
         let Some(round) = &mut self.open else { return Ok(Vec::new()) };
         let client = outcome.client;
         if !round.waiting.remove(&client) {
@@ -299,6 +312,11 @@ impl<B: Backend> Coordinator<B> {
             }
         });
         let reports = self.strategy.reports();
+        let (part, sent) = match round.held.part(client) {
+            Some((slice, sent)) => (Some(slice), sent),
+            None => (None, &round.sent),
+        };
+        let vector_bytes = self.compression.up.vector_len(sent.schema()) as u64;
         let accepted = reply.and_then(|mut update| {
             let bytes_up = vector_bytes + update.side.num_bytes();
             round.bytes_up += bytes_up;
@@ -311,9 +329,9 @@ impl<B: Backend> Coordinator<B> {
             if !reports.steps {
                 update.report.steps = None;
             }
-            check(&update, &self.global, &reports)?;
+            check(&update, sent, &reports)?;
             let (num_examples, metrics) = (update.num_examples, update.metrics.clone());
-            round.gathered.add(ClientUpdate { client, local: update })?;
+            round.gathered.add(ClientUpdate { client, local: update }, part, &round.sent)?;
             Ok((num_examples, Accepted { metrics, bytes_up }))
         });
         let event = match accepted {
@@ -350,8 +368,9 @@ impl<B: Backend> Coordinator<B> {
 
     /// Ends the round: calls the strategy once, or leaves everything as it was.
     fn close(&mut self, round: OpenRound<B>, now: Duration) -> Result<Vec<Effect<B>>, AggregateError> {
-        let OpenRound { index, population, began, sent, gathered, accepted, failures, bytes_down, bytes_up, .. } =
-            round;
+        let OpenRound {
+            index, population, began, sent, held, gathered, accepted, failures, bytes_down, bytes_up, ..
+        } = round;
         let seconds = now.saturating_sub(began).as_secs_f64();
         let included = gathered.clients();
         let updates = included.len() as u64;
@@ -365,7 +384,7 @@ impl<B: Backend> Coordinator<B> {
         let seed = self.seed.purpose(Purpose::Strategy).round(index);
         let memory = self.memory.clone();
         let round = Round { index, global: &sent, cohort: &included, population, seed, memory: &*memory };
-        let aggregate = self.aggregate(&round, gathered)?;
+        let aggregate = self.aggregate(&round, &held, gathered)?;
         // Client metrics merge in client order, so that their sums have the same bits for any order of arrival.
         let mut all = aggregate.metrics;
         accepted.values().for_each(|update| all.merge(&update.metrics));
@@ -391,12 +410,17 @@ impl<B: Backend> Coordinator<B> {
         next.with_values(next.values().clone() + left_out)
     }
 
-    fn aggregate(&mut self, round: &Round<'_, B>, gathered: Gathered<B>) -> Result<Aggregate<B>, AggregateError> {
+    fn aggregate(
+        &mut self,
+        round: &Round<'_, B>,
+        held: &Held<B>,
+        gathered: Gathered<B>,
+    ) -> Result<Aggregate<B>, AggregateError> {
         let name = self.strategy.name();
         let unusable = |reason: String| AggregateError::Unusable { round: round.index, strategy: name, reason };
         let aggregate = match (&mut self.strategy, gathered) {
             (Strategy::Mean(strategy), Gathered::Mean(sums)) => {
-                let mean = sums.mean(round.global).map_err(unusable)?;
+                let mean = sums.mean(round.global, held).map_err(unusable)?;
                 strategy.step(round, &mean)?
             }
             (Strategy::PerClient(strategy), Gathered::Updates(updates)) => {

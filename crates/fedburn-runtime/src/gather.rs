@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, ClientUpdate, LocalUpdate, ParamSchema, ParamVector, RoundMean, SideInfo, SideName,
+    ClientFailure, ClientId, ClientUpdate, LocalUpdate, ParamSchema, ParamVector, RoundMean, SideInfo, SideName, Slice,
     Strategy, Weighting,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::exact_sum::first_non_finite;
+use crate::held::Held;
 use crate::running_mean::{RunningMean, RunningMeanError};
 use crate::{ExactSum, ExactSumError};
 
@@ -76,16 +77,31 @@ impl<B: Backend> Gathered<B> {
     }
 
     /// Takes an update in, all of it or, on error, nothing.
-    pub(crate) fn add(&mut self, update: ClientUpdate<B>) -> Result<(), ClientFailure> {
+    /// `part` is what its client holds where that is not the whole model: a strategy that sees single updates then sees
+    /// `x_t` in place of the rest.
+    pub(crate) fn add(
+        &mut self,
+        mut update: ClientUpdate<B>,
+        part: Option<&Slice>,
+        global: &ParamVector<B>,
+    ) -> Result<(), ClientFailure> {
+        let malformed = |reason: String| ClientFailure::Malformed { reason };
+        if let Some(name) = update.local.side.vectors.keys().next().filter(|_| part.is_some()) {
+            return Err(malformed(format!("the side vector `{name}` beside a part of the model")));
+        }
         match self {
             Self::Updates(updates) => {
                 for vector in std::iter::once(&update.local.params).chain(update.local.side.vectors.values()) {
                     finite(vector)?;
                 }
+                if let Some(part) = part {
+                    update.local.params =
+                        part.put(&update.local.params, global).map_err(|e| malformed(e.to_string()))?;
+                }
                 updates.push(update);
                 Ok(())
             }
-            Self::Mean(sums) => sums.add(update),
+            Self::Mean(sums) => sums.add(update, part),
         }
     }
 
@@ -116,6 +132,14 @@ impl MeanSums {
         self.clients = clients;
     }
 
+    /// What a client of so many examples counts.
+    fn weight(&self, num_examples: u64) -> u64 {
+        match self.weighting {
+            Weighting::Examples => num_examples,
+            Weighting::Uniform => 1,
+        }
+    }
+
     /// Whose updates are in the sums.
     pub(crate) fn folded(&self) -> &BTreeMap<ClientId, ClientScalars> {
         &self.clients
@@ -128,12 +152,9 @@ impl MeanSums {
         params.chain(side).collect()
     }
 
-    fn add<B: Backend>(&mut self, update: ClientUpdate<B>) -> Result<(), ClientFailure> {
+    fn add<B: Backend>(&mut self, update: ClientUpdate<B>, part: Option<&Slice>) -> Result<(), ClientFailure> {
         let LocalUpdate { params, num_examples, side, .. } = update.local;
-        let weight = match self.weighting {
-            Weighting::Examples => num_examples,
-            Weighting::Uniform => 1,
-        };
+        let weight = self.weight(num_examples);
         let (schema, len) = (params.schema().clone(), params.num_values());
         let malformed = |error| malformed(&schema, error);
         // All is checked before anything is taken in. What arrived is nobody else's, so that this copies nothing.
@@ -141,7 +162,18 @@ impl MeanSums {
         for (_, values) in &vectors {
             first_non_finite(values).map_or(Ok(()), |index| Err(malformed(ExactSumError::NonFinite { index })))?;
         }
-        self.params.add(params.into_host(), weight).map_err(malformed)?;
+        let values = match part {
+            Some(part) => {
+                let held = params.into_host();
+                first_non_finite(&held).map_or(Ok(()), |index| Err(malformed(ExactSumError::NonFinite { index })))?;
+                // What changes no sum, not even the sign of a zero.
+                let mut values = vec![-0.0; part.whole().num_values()];
+                part.put_values(&held, &mut values);
+                values
+            }
+            None => params.into_host(),
+        };
+        self.params.add(values, weight).map_err(malformed)?;
         for (name, values) in vectors {
             // Cannot fail where the parameters went in: same length, same weight, finite.
             let new = || RunningMean::new(len, self.threads, self.staging.clone());
@@ -156,18 +188,21 @@ impl MeanSums {
     ///
     /// # Errors
     /// The reason, where clients sent different pieces of side information.
-    pub(crate) fn mean<B: Backend>(self, like: &ParamVector<B>) -> Result<RoundMean<B>, String> {
+    /// Each value is the mean over those who hold it, and what was `sent` where nobody does.
+    pub(crate) fn mean<B: Backend>(self, sent: &ParamVector<B>, held: &Held<B>) -> Result<RoundMean<B>, String> {
         let weight = self.params.weight();
-        let vector = |mean: RunningMean| {
-            let values = mean.mean().map_err(|e| e.to_string())?;
-            ParamVector::from_host(values, like.schema().clone(), &like.device()).map_err(|e| e.to_string())
+        let vector = |values: Result<Vec<f32>, RunningMeanError>| {
+            let values = values.map_err(|e| e.to_string())?;
+            ParamVector::from_host(values, sent.schema().clone(), &sent.device()).map_err(|e| e.to_string())
         };
+        let weights = self.clients.iter().map(|(client, of)| (*client, self.weight(of.num_examples)));
+        let stretches = held.weights(sent.num_values(), weights);
         let mut side = SideInfo::default();
         for (name, mean) in self.side {
             if mean.weight() != weight {
                 return Err(format!("some clients did not send the side vector `{name}`"));
             }
-            side.vectors.insert(name, vector(mean)?);
+            side.vectors.insert(name, vector(mean.mean())?);
         }
         let mut scalars: BTreeMap<SideName, (f64, usize)> = BTreeMap::new();
         for client in self.clients.values() {
@@ -187,7 +222,10 @@ impl MeanSums {
             side.scalars.insert(name, sum / weight as f64);
         }
         Ok(RoundMean {
-            params: vector(self.params)?,
+            params: vector(match stretches {
+                Some(stretches) => self.params.mean_of_held(&stretches, sent.to_host()),
+                None => self.params.mean(),
+            })?,
             side,
             num_examples: self.clients.values().map(|c| c.num_examples).sum(),
             num_updates: self.clients.len(),

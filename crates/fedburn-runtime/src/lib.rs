@@ -14,6 +14,7 @@ mod exact_sum;
 #[doc(hidden)]
 pub mod fuzz;
 mod gather;
+mod held;
 mod observers;
 mod open_round;
 mod open_round_file;

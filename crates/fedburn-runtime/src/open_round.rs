@@ -7,6 +7,7 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{ClientFailure, ClientId, Event, LocalUpdate, Metrics, ParamVector, Reports, RoundIndex};
 
 use crate::gather::{Gathered, Sums};
+use crate::held::Held;
 use crate::open_round_file::{Begun, Folded, Found, fingerprint};
 use crate::running_mean::RunningMeanError;
 
@@ -21,6 +22,8 @@ pub(crate) struct OpenRound<B: Backend> {
     pub(crate) began: Duration,
     /// The global vector as clients and strategy have it: what of it gets through the codec.
     pub(crate) sent: ParamVector<B>,
+    /// What of it each client was sent.
+    pub(crate) held: Held<B>,
     pub(crate) waiting: BTreeSet<ClientId>,
     pub(crate) gathered: Gathered<B>,
     pub(crate) accepted: BTreeMap<ClientId, Accepted>,
@@ -75,7 +78,7 @@ impl<B: Backend> OpenRound<B> {
     }
 }
 
-/// Whether an update can be aggregated, decided before any state is touched. `params` finiteness is checked where the
+/// Whether an update can be aggregated whose client was sent `global`, all of the model or a part of it; decided before any state is touched. `params` finiteness is checked where the
 /// values are read anyway, in [`Gathered::add`].
 pub(crate) fn check<B: Backend>(
     update: &LocalUpdate<B>,

@@ -1,5 +1,7 @@
 //! The exact mean of vectors that arrive one after another.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -110,6 +112,27 @@ impl RunningMean {
             }
             _ => Ok(self.sum()?.mean()?),
         }
+    }
+
+    /// The mean over the stretches of which others than all hold the values: each sum over the weight of its stretch, and
+    /// the value of `rest` where that is 0. Vectors hold `-0.0` where their clients hold nothing.
+    ///
+    /// # Errors
+    /// As [`RunningMean::mean`].
+    pub(crate) fn mean_of_held(
+        mut self,
+        stretches: &[(Range<usize>, u64)],
+        mut rest: Vec<f32>,
+    ) -> Result<Vec<f32>, RunningMeanError> {
+        let sum = self.sum()?;
+        let weights: BTreeSet<u64> = stretches.iter().map(|(_, weight)| *weight).filter(|weight| *weight > 0).collect();
+        for weight in weights {
+            let means = sum.divided_by(weight)?;
+            for (range, _) in stretches.iter().filter(|(_, of)| *of == weight) {
+                rest[range.clone()].copy_from_slice(&means[range.clone()]);
+            }
+        }
+        Ok(rest)
     }
 
     /// Puts a long vector into the file; `false` where it has to wait in memory.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     ClientId, ClientInfo, ClientSampler, CompressionConfig, Evaluator, Event, Metrics, Observer, ParamVector, Reply,
-    Request, RoundIndex, Seed, ServerTransport, StateStore, StopReason, Strategy,
+    Request, RoundIndex, Schemas, Seed, ServerTransport, StateStore, StopReason, Strategy, SubModels,
 };
 
 use crate::open_round_file::OpenRoundFile;
@@ -122,6 +122,13 @@ impl<B: Backend> Server<B> {
     #[must_use]
     pub fn with_compression(mut self, compression: CompressionConfig) -> Self {
         self.coordinator = self.coordinator.with_compression(compression);
+        self
+    }
+
+    /// Lets clients hold parts of the model: [`Coordinator::with_sub_models`].
+    #[must_use]
+    pub fn with_sub_models(mut self, schemas: Schemas, sub_models: Arc<dyn SubModels>) -> Self {
+        self.coordinator = self.coordinator.with_sub_models(schemas, sub_models);
         self
     }
 

@@ -58,6 +58,7 @@ fn round(config: &AttackConfig, cohort: &[u64], workers: usize) -> BTreeMap<u64,
     let task = |client| TrainTask {
         round: RoundIndex(3),
         global: global.clone(),
+        slice: Vec::new(),
         seed: Seed::new(5).client(client),
         side: SideInfo::default(),
         reports: Reports::default(),

@@ -193,6 +193,7 @@ fn train(
                 let task = TrainTask {
                     round: RoundIndex(round),
                     global: vector(&[round as f32; 7], &schema(&[5, 2]), &FlexDevice),
+                    slice: Vec::new(),
                     seed: Seed::new(round),
                     side: SideInfo::default(),
                     reports: Reports::default(),

@@ -116,6 +116,7 @@ fn requests<B: Backend>(round: u64, clients: &[u64], device: &B::Device) -> Vec<
     let task = |client: ClientId| TrainTask {
         round: RoundIndex(round),
         global: global.clone(),
+        slice: Vec::new(),
         seed: Seed::new(5).round(RoundIndex(round)).client(client),
         side: SideInfo::default(),
         reports: Reports::default(),

@@ -4,11 +4,13 @@ mod file;
 mod module;
 mod schema;
 mod schemas;
+mod slice;
 mod training;
 mod vector;
 
 pub use module::{flatten, load, schema_of};
 pub use schema::{ParamEntry, ParamKind, ParamSchema, is_below};
 pub use schemas::Schemas;
+pub use slice::{Slice, SliceName};
 pub use training::{flat_gradients, load_frozen, load_to_train};
 pub use vector::ParamVector;

@@ -196,11 +196,20 @@ impl ExactSum {
     /// # Errors
     /// [`ExactSumError::Empty`] where nothing was added.
     pub fn mean(&self) -> Result<Vec<f32>, ExactSumError> {
-        if self.weight == 0 {
+        self.divided_by(self.weight)
+    }
+
+    /// The sum over another weight than what was added, each value rounded once: the mean where the rest of the weight
+    /// came with values of `-0.0`, which change no sum.
+    ///
+    /// # Errors
+    /// [`ExactSumError::Empty`] for a weight of 0.
+    pub(crate) fn divided_by(&self, weight: u64) -> Result<Vec<f32>, ExactSumError> {
+        if weight == 0 {
             return Err(ExactSumError::Empty);
         }
         let mut means = vec![0.0; self.len()];
-        let divisor = Divisor::new(self.weight);
+        let divisor = Divisor::new(weight);
         let size = self.part_size(5);
         let sums = self.high.chunks(size).zip(self.low.chunks(size)).zip(self.wide.chunks(size / BLOCK));
         let parts = means.chunks_mut(size).zip(sums).map(|(means, ((high, low), wide))| Means {

@@ -27,9 +27,10 @@ impl Extensions {
         Self(entries)
     }
 
-    /// Adds one to a message, whose others have lower ids.
+    /// Adds one to a message.
     pub fn add(&mut self, extension: Extension) {
-        self.0.push(extension);
+        let place = self.0.partition_point(|earlier| earlier.id < extension.id);
+        self.0.insert(place, extension);
     }
 
     /// The addition with this id.

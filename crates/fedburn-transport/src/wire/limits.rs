@@ -37,6 +37,8 @@ pub const MAX_EXTENSIONS_LEN: usize = 4 << 10;
 
 /// Bytes of a name: of a piece of side information, a metric.
 pub const MAX_NAME: usize = 256;
+/// Parts of the model that one task names.
+pub const MAX_SLICE_NAMES: usize = 64;
 /// Bytes of a reason for people; senders cut longer ones.
 pub const MAX_REASON: usize = 1 << 10;
 /// Labels of a node.

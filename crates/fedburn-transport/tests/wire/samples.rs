@@ -94,6 +94,10 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         let compression = compression_to_wire(&CompressionConfig { up, down, error_feedback });
         TaskOffer { ext: Extensions::new(compression.into_iter().collect()), ..offer(train.clone()) }
     };
+    let part = |mut offer: TaskOffer| {
+        slice_to_wire(&["head".into(), "nets.3".into()]).into_iter().for_each(|names| offer.ext.add(names));
+        offer
+    };
     let traced = |mut offer: TaskOffer| {
         offer.ext.add(trace_parent().to_wire());
         offer
@@ -160,6 +164,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         ("compressed", compressed(int8, f16, true).into()),
         ("compressed-top-k", compressed(top_k, plain, false).into()),
         ("traced", traced(offer(train.clone())).into()),
+        ("part", traced(part(compressed(int8, f16, true))).into()),
         ("compressed-traced", traced(compressed(int8, f16, true)).into()),
         ("plain", Cancel { task: task(), reason: reason(), ..Cancel::default() }.into()),
         ("plain", RoundClosed { round: RoundIndex(300), ..RoundClosed::default() }.into()),

@@ -24,7 +24,7 @@ use super::state::{End, Live, Parts, Shared, Status};
 use crate::wire::limits::MAX_CHUNK_LEN;
 use crate::wire::{
     self, BlobRef, CloseCode, CommitState, Hash, TaskKind, TaskOffer, TraceParent, compression_from_wire,
-    metrics_to_wire, scalars_from_wire, scalars_to_wire, vector_bytes,
+    metrics_to_wire, scalars_from_wire, scalars_to_wire, slice_from_wire, vector_bytes,
 };
 
 /// A node that knows what is to be trained and has not said which clients it is.
@@ -143,7 +143,9 @@ impl<B: Backend> Node<B> {
         let compression =
             compression_from_wire(&offer.ext).map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
         let schemas = self.models.schemas();
-        let global = self.models.fetch(&self.shared, &offer.model, compression.down, schemas.model()).await?;
+        let slice = slice_from_wire(&offer.ext).map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
+        let schema = schemas.part(&slice).map_err(|e| QuicError::Protocol { reason: e.to_string() })?;
+        let global = self.models.fetch(&self.shared, &offer.model, compression.down, &schema).await?;
         let request = match &offer.kind {
             TaskKind::Train { seed, side_vectors, side_scalars, reports } => {
                 let mut side = SideInfo { scalars: scalars_from_wire(side_scalars.clone()), ..SideInfo::default() };
@@ -152,7 +154,8 @@ impl<B: Backend> Node<B> {
                     let vector = self.models.fetch(&self.shared, &named.blob, Codec::F32 {}, schema).await?;
                     side.vectors.insert(named.name.clone().into(), vector);
                 }
-                Request::Train(TrainTask { round, global, seed: *seed, side, reports: (*reports).into(), compression })
+                let (seed, reports) = (*seed, (*reports).into());
+                Request::Train(TrainTask { round, global, slice, seed, side, reports, compression })
             }
             _ => Request::Evaluate { round, global },
         };
@@ -213,8 +216,10 @@ impl<B: Backend> Node<B> {
     /// The update as it travels.
     fn encode(&self, offer: &TaskOffer, update: LocalUpdate<B>) -> Result<Update, ClientFailure> {
         let failed = |reason: String| ClientFailure::Failed { reason };
-        let (schema, chunk_len) = (self.models.schemas().model(), self.shared.chunk_len);
+        let chunk_len = self.shared.chunk_len;
         let up = compression_from_wire(&offer.ext).map_err(|e| failed(e.to_string()))?.up;
+        let slice = slice_from_wire(&offer.ext).map_err(|e| failed(e.to_string()))?;
+        let schema = self.models.schemas().part(&slice).map_err(|e| failed(e.to_string()))?;
         let LocalUpdate { params, num_examples, side, report, metrics } = update;
         let (names, sides): (Vec<_>, Vec<_>) = side.vectors.into_iter().unzip();
         let vectors = std::iter::once(params).chain(sides).map(|vector| {

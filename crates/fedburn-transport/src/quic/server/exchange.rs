@@ -22,13 +22,13 @@ use super::uploads::Memory;
 use crate::wire::limits::{MAX_NAME, MAX_SIDE_SCALARS, MAX_SIDE_VECTORS};
 use crate::wire::{
     BlobRef, Extensions, Frame, Hash, NamedBlob, TaskId, TaskKind, TaskOffer, codec_features, compression_to_wire,
-    scalars_to_wire,
+    scalars_to_wire, slice_to_wire,
 };
 
 /// The outcomes of one exchange as they come.
 pub(in super::super) struct Outcomes<'a, B: Backend> {
     shared: &'a Shared,
-    schema: &'a Arc<ParamSchema>,
+    schemas: &'a Schemas,
     device: &'a B::Device,
     answers: UnboundedReceiver<Answer>,
     /// Failures that were known before anything was sent.
@@ -37,6 +37,8 @@ pub(in super::super) struct Outcomes<'a, B: Backend> {
     kept: Vec<(ClientId, TaskId)>,
     /// Who has not answered.
     outstanding: BTreeSet<ClientId>,
+    /// What the updates of those look like who hold a part of the model.
+    parts: BTreeMap<ClientId, Arc<ParamSchema>>,
     /// How those who compress their updates write them, and what they were sent.
     compressed: BTreeMap<ClientId, (Codec, ParamVector<B>)>,
     /// `None` where the timeout is beyond what a clock can hold.
@@ -61,6 +63,7 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         let (mut exchange, mut blobs) = (Exchange::new(sender, deadline), Blobs::new(shared.limits.chunk_len));
         let (mut failed, mut outstanding) = (Vec::new(), BTreeSet::new());
         let (mut kept, mut compressed, mut left_out) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut parts = BTreeMap::new();
         for (client, request) in requests {
             let node = shared.owner(client);
             let lacking = node.and_then(|node| Some((node, lacking(shared.features(node), &request)?)));
@@ -68,6 +71,11 @@ impl<'a, B: Backend> Outcomes<'a, B> {
                 && !task.compression.up.is_lossless()
             {
                 compressed.insert(client, (task.compression.up, task.global.clone()));
+            }
+            if let Request::Train(task) = &request
+                && !task.slice.is_empty()
+            {
+                parts.insert(client, task.global.schema().clone());
             }
             let offered = offer(shared, schemas, participation, spans, &mut blobs, client, request);
             let offered = offered.and_then(|offer| match (node, shared.spool.digest(offer.task)) {
@@ -96,13 +104,13 @@ impl<'a, B: Backend> Outcomes<'a, B> {
         }
         left_out.iter().for_each(|(node, reason)| shared.leave_out(*node, reason));
         shared.open(exchange, blobs.encoded);
-        let schema = schemas.model();
-        Self { shared, schema, device, answers, failed, kept, outstanding, compressed, deadline, taken: None }
+        Self { shared, schemas, device, answers, failed, kept, outstanding, parts, compressed, deadline, taken: None }
     }
 
     fn reply(&self, client: ClientId, arrived: Arrived) -> Result<Reply<B>, ClientFailure> {
         let malformed = |e: fedburn_core::SchemaError| ClientFailure::Malformed { reason: e.to_string() };
-        let vector = |values| ParamVector::from_host(values, self.schema.clone(), self.device).map_err(malformed);
+        let schema = self.parts.get(&client).unwrap_or(self.schemas.model());
+        let vector = |values| ParamVector::from_host(values, schema.clone(), self.device).map_err(malformed);
         match arrived {
             Arrived::Evaluated(metrics) => Ok(Reply::Evaluated(metrics)),
             Arrived::Trained(update) => {
@@ -254,8 +262,10 @@ fn offer<B: Backend>(
             let side_vectors = named.collect::<Result<_, ClientFailure>>()?;
             let side_scalars = scalars_to_wire(&side.scalars);
             let kind = TaskKind::Train { seed: task.seed, side_vectors, side_scalars, reports: task.reports.into() };
-            ext = Extensions::new(compression_to_wire(&task.compression).into_iter().collect());
-            (blobs.add(&task.global, task.compression.down, schema)?, kind)
+            let part = schemas.part(&task.slice).map_err(|e| ClientFailure::Failed { reason: e.to_string() })?;
+            compression_to_wire(&task.compression).into_iter().for_each(|extension| ext.add(extension));
+            slice_to_wire(&task.slice).into_iter().for_each(|extension| ext.add(extension));
+            (blobs.add(&task.global, task.compression.down, &part)?, kind)
         }
         Request::Evaluate { global, .. } => (blobs.add(&global, plain, schema)?, TaskKind::Evaluate),
     };

@@ -46,7 +46,7 @@ fn announced(link: &Arc<Link>, shared: &Arc<Shared>, announce: Announce) -> Mess
     if announce.plan != shared.plan_hash {
         return refuse(Refusal::WrongPlan, "this server trains by another plan".to_owned());
     }
-    if announce.schema != shared.schema.fingerprint() {
+    if announce.schema != shared.schemas.model().fingerprint() {
         return refuse(Refusal::WrongSchema, "the node's model has other tensors than the server's".to_owned());
     }
     if announce.parts == 0 || announce.parts > MAX_PARTS {
@@ -95,9 +95,11 @@ async fn begun(link: &Arc<Link>, shared: &Arc<Shared>, begin: UploadBegin) -> Me
     if let Some(refused) = unusable(link, shared, task) {
         return refused;
     }
-    let expected = shared.schema.num_values();
+    let Some(expected) = shared.schema(link.node, task).map(|schema| schema.num_values()) else {
+        return refuse(Refusal::UnknownTask, "no such task".to_owned());
+    };
     if num_values != expected as u64 {
-        let reason = format!("vectors of {num_values} values where the model has {expected}");
+        let reason = format!("vectors of {num_values} values where the task's model has {expected}");
         return refuse(Refusal::Invalid, reason);
     }
     if let Some(reason) = shared.beyond_memory(link.node, task, vectors.len()) {

@@ -49,7 +49,7 @@ impl<B: Backend> Rounds<B> {
         let shared = Arc::new(Shared::new(Parts {
             plan: Arc::new(plan.encode()?),
             plan_hash,
-            schema: schemas.model().clone(),
+            schemas: schemas.clone(),
             epoch,
             limits,
             config,

@@ -5,7 +5,7 @@ mod exchanges;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use fedburn_core::{ClientId, ClientInfo, ParamSchema};
+use fedburn_core::{ClientId, ClientInfo, Schemas};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
@@ -27,8 +27,7 @@ pub(super) struct Shared {
     pub(super) surroundings: Surroundings,
     pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
-    /// The model's.
-    pub(super) schema: Arc<ParamSchema>,
+    pub(super) schemas: Schemas,
     /// Another number than before means that unfinished uploads are forgotten.
     pub(super) epoch: u64,
     pub(super) limits: ServerLimits,
@@ -80,7 +79,7 @@ pub(super) struct Parts {
     pub(super) surroundings: Surroundings,
     pub(super) plan: Arc<Blob>,
     pub(super) plan_hash: Hash,
-    pub(super) schema: Arc<ParamSchema>,
+    pub(super) schemas: Schemas,
     pub(super) epoch: u64,
     pub(super) limits: ServerLimits,
     pub(super) spool: Spool,
@@ -89,7 +88,7 @@ pub(super) struct Parts {
 
 impl Shared {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { config, identity, surroundings, plan, plan_hash, schema, epoch, limits, spool, keeps_answers } =
+        let Parts { config, identity, surroundings, plan, plan_hash, schemas, epoch, limits, spool, keeps_answers } =
             parts;
         Self {
             uploads: Slots::new(&config),
@@ -101,7 +100,7 @@ impl Shared {
             surroundings,
             plan,
             plan_hash,
-            schema,
+            schemas,
             epoch,
             limits,
             spool: Arc::new(spool),

@@ -12,6 +12,7 @@ mod resume;
 mod rogues;
 mod schemas;
 mod simnet;
+mod slices;
 mod strangers;
 mod traced;
 mod watch;
@@ -153,6 +154,7 @@ fn training(schema: &Arc<ParamSchema>, round: u64, clients: &[u64]) -> Vec<(Clie
     let task = |k: u64| TrainTask {
         round: RoundIndex(round),
         global: global.clone(),
+        slice: Vec::new(),
         seed: Seed::new(5).round(RoundIndex(round)).client(ClientId(k)),
         side: SideInfo::default(),
         reports: Reports::default(),

@@ -4,6 +4,7 @@ mod blobs;
 mod compression;
 mod discovery;
 mod link;
+mod slice;
 mod trace;
 mod upload;
 
@@ -20,6 +21,7 @@ pub use link::{
     Announce, Announced, Bye, ClientEntry, CloseCode, Der, Enroll, Enrolled, Hello, Refusal, Refused, Renew,
     ServerLimits, Welcome,
 };
+pub use slice::{SLICE, slice_from_wire, slice_to_wire};
 pub use trace::{TRACE, TraceParent};
 pub use upload::{
     Busy, ClassCounts, CommitAck, CommitState, Measured, NamedMean, Payload, Report, UploadBegin, UploadCommit,

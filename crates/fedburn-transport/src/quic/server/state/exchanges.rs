@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use fedburn_core::{ClientFailure, RoundIndex};
+use fedburn_core::{ClientFailure, ParamSchema, RoundIndex};
 
 use super::super::super::NodeId;
 use super::super::super::blob::Form;
@@ -15,6 +15,7 @@ use super::super::uploads::{Memory, Upload};
 use super::{Failure, Shared};
 use crate::wire::{
     Cancel, CommitState, Extensions, Hash, Message, RoundClosed, TaskId, TaskKind, TaskOffer, compression_from_wire,
+    slice_from_wire,
 };
 
 impl Shared {
@@ -75,16 +76,24 @@ impl Shared {
         self.lock().exchange.as_ref()?.offer(node, task).cloned()
     }
 
+    /// What the update in answer to a task of this node looks like: the model, or the part of it that the task is about;
+    /// `None` where there is no such task.
+    pub(in super::super) fn schema(&self, node: NodeId, task: TaskId) -> Option<Arc<ParamSchema>> {
+        // Cannot fail: the offer is our own.
+        self.schemas.part(&slice_from_wire(&self.offer(node, task)?.ext).ok()?).ok()
+    }
+
     /// The payload of an update in answer to a task of this node, with so many vectors beside the parameters; `None` where
     /// there is no such task.
     pub(in super::super) fn form(&self, node: NodeId, task: TaskId, sides: usize) -> Option<Form> {
         let offer = self.offer(node, task)?;
         // Cannot fail: the offer is our own.
         let up = compression_from_wire(&offer.ext).unwrap_or_default().up;
-        let num_values = self.schema.num_values();
+        let schema = self.schema(node, task)?;
+        let num_values = schema.num_values();
         Some(match up.is_lossless() {
             true => Form::Plain { num_values, num_vectors: 1 + sides },
-            false => Form::Encoded { len: up.vector_len(&self.schema) + 4 * num_values * sides },
+            false => Form::Encoded { len: up.vector_len(&schema) + 4 * num_values * sides },
         })
     }
 
