@@ -98,6 +98,7 @@ impl Bench {
             let task = TrainTask {
                 round: RoundIndex(round),
                 global: global.clone(),
+                slice: Vec::new(),
                 seed: Seed::new(0).round(RoundIndex(round)).client(ClientId(k)),
                 side: SideInfo::default(),
                 reports: Reports::default(),

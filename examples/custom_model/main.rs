@@ -90,6 +90,7 @@ fn train() -> Result<[Option<f64>; 2], Box<dyn std::error::Error>> {
     let task = TrainTask {
         round: RoundIndex(1),
         global,
+        slice: Vec::new(),
         seed: seed.purpose(Purpose::Training),
         side: SideInfo::default(),
         reports: Reports::default(),

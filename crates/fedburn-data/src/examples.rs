@@ -190,6 +190,14 @@ impl Examples {
         }
     }
 
+    /// What a value of 0 is in a channel, once normalised.
+    pub(crate) fn empty(&self, channel: usize) -> f32 {
+        match &self.inputs {
+            Inputs::F32(_) => 0.0,
+            Inputs::U8 { offset, .. } => offset.get(channel).copied().unwrap_or(0.0),
+        }
+    }
+
     /// Host values `inputs` of examples of this shape, and their labels, as tensors.
     pub(crate) fn tensors<B: Backend>(
         &self,

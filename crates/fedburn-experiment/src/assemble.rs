@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fedburn::core::{
-    Classifier, ClientSampler, GeneratorFamily, ModelFamily, ParamSchema, Purpose, SchemaError, Schemas, Seed,
-    SideInfo, Strategy, schema_of,
+    Classifier, ClientSampler, Codec, GeneratorFamily, ModelFamily, ParamSchema, Purpose, SchemaError, Schemas, Seed,
+    SideInfo, Size, Strategy, SubModels, schema_of,
 };
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
@@ -14,12 +14,12 @@ use fedburn::models::{FeatureGeneratorFamily, GeneratorConfig, ModelError, Zoo};
 use fedburn::ops::Kernels;
 use fedburn::runtime::{Attack, Availability, ReachableOnly, ServerError};
 use fedburn::strategies::{
-    FedDf, FedDfConfig, FedFtg, FedFtgConfig, FedGen, FedGenConfig, Mixing, ServerModels, StrategyConfig,
-    StrategyConfigError,
+    FedDf, FedDfConfig, FedFtg, FedFtgConfig, FedGen, FedGenConfig, InclusiveFl, InclusiveFlConfig, Mixing,
+    ServerModels, StrategyConfig, StrategyConfigError,
 };
 use fedburn::train::{
-    ClientDataSource, ClientList, DepthwiseConfig, LabelFlipping, LocalData, LocalTraining, PersonalConfig, RuleConfig,
-    StepMemory,
+    ClientDataSource, ClientList, DepthwiseConfig, LabelFlipping, LocalData, LocalTraining, NamedPart, PersonalConfig,
+    RuleConfig, StepMemory,
 };
 
 use crate::compatibility;
@@ -117,12 +117,25 @@ impl Experiment {
     /// What the vectors of a run with such a `model` look like: what its server and its nodes have to know.
     ///
     /// # Errors
-    /// [`SchemaError`].
-    pub fn schemas<B: Kernels>(&self, model: Arc<ParamSchema>, device: &B::Device) -> Result<Schemas, SchemaError> {
-        let schemas = Schemas::from(model);
+    /// [`ConfigError::Value`] for parts that the model does not have.
+    pub fn schemas<B: Kernels>(&self, model: Arc<ParamSchema>, device: &B::Device) -> Result<Schemas, ConfigError> {
+        let refused = |e: SchemaError| self.refused("model", e.to_string());
+        let with_part = |schemas: Schemas, (name, part)| schemas.with_slice(name, part).map_err(refused);
+        let schemas = self.parts::<B>(device)?.into_iter().try_fold(Schemas::from(model), with_part)?;
         let Some(family) = &self.generator else { return Ok(schemas) };
-        let generator = schema_of::<B, _>(&GeneratorFamily::<B>::init(family, Seed::new(0), device))?;
+        let generator =
+            schema_of::<B, _>(&GeneratorFamily::<B>::init(family, Seed::new(0), device)).map_err(refused)?;
         Ok(schemas.with_side(SideInfo::<B>::GENERATOR, Arc::new(generator)))
+    }
+
+    /// The parts of the model that clients may be asked to train.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] for parts that the model does not have.
+    pub fn parts<B: Kernels>(&self, device: &B::Device) -> Result<Vec<NamedPart>, ConfigError> {
+        self.training
+            .parts::<B, _>(&self.zoo, self.dataset.train.shape(), device)
+            .map_err(|e| self.refused("client", e.to_string()))
     }
 
     /// How clients train.
@@ -190,18 +203,19 @@ impl Experiment {
     /// [`ConfigError::Value`] where the model makes no schema.
     pub fn step_memory<B: Kernels>(&self, device: &B::Device) -> Result<Option<StepMemory>, ConfigError> {
         let model = ModelFamily::<B>::init(&self.zoo, Seed::new(0), device);
-        let Some(stages) = model.staged().map(|staged| staged.stages(self.dataset.train.shape())) else {
-            return Ok(None);
-        };
-        let schema = schema_of::<B, _>(&model).map_err(|e| self.refused("model", e.to_string()))?;
-        Ok(Some(StepMemory::new(&stages, &schema, &self.training, size_of::<B::FloatElem>())))
+        let memory = StepMemory::of::<B, _>(&model, self.dataset.train.shape(), &self.training);
+        memory.map_err(|e| self.refused("model", e.to_string()))
     }
 
-    /// Checks that there are clients with the memory to train, where their memory matters.
+    /// Checks that there are clients with the memory to train, where their memory matters, and that the model has the
+    /// parts that clients are to train.
     ///
     /// # Errors
     /// [`ConfigError::Value`] with the smallest budget that would do.
     pub fn check_memory<B: Kernels>(&self, device: &B::Device) -> Result<(), ConfigError> {
+        if !self.parts::<B>(device)?.is_empty() {
+            self.check_parts::<B>()?;
+        }
         let RuleConfig::Depthwise(DepthwiseConfig { memory: config, .. }) = &self.config.client.rule else {
             return Ok(());
         };
@@ -213,6 +227,35 @@ impl Experiment {
         let most = (0..config.groups()).map(|group| config.budget(group, memory.whole())).max().unwrap_or_default();
         let refused = |error| self.refused("client", format!("`rule.depthwise.memory`: {error}"));
         memory.cut(most).map(drop).map_err(refused)
+    }
+
+    /// Checks that the rest of the config goes with clients that hold parts of the model.
+    fn check_parts<B: Kernels>(&self) -> Result<(), ConfigError> {
+        let strategy = self.strategy::<B>()?;
+        let knows_sizes = matches!(self.config.strategy, StrategyConfig::InclusiveFl(_));
+        if matches!(strategy, Strategy::PerClient(_)) && !knows_sizes {
+            let reason = format!(
+                "`{}` looks at single updates, and those of [client] `rule` are of parts of the model; expected a strategy \
+                 that sees their mean, for example fedavg",
+                strategy.name()
+            );
+            return Err(self.refused("strategy", reason));
+        }
+        let compression = &self.config.compression;
+        let feedback = compression.error_feedback && !compression.up.is_lossless();
+        if feedback && matches!(self.config.client.rule, RuleConfig::SplitMix(_)) {
+            let reason = "`error_feedback` is of the part that a client trains, and [client] rule `split_mix` gives it \
+                          another in each round; expected false";
+            return Err(self.refused("compression", reason.to_owned()));
+        }
+        match compression.down {
+            Codec::Int8 {} | Codec::Int4 {} => {
+                let reason = "`down` goes by blocks of values, and [client] `rule` sends parts of the model; expected f32, \
+                              f16 or bf16";
+                Err(self.refused("compression", reason.to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The error of a table of the file.
@@ -275,6 +318,13 @@ impl<B: Kernels> ServerModels<B> for Experiment {
         // The inputs alone: labels are not the strategy's to see.
         Ok(Strategy::PerClient(Box::new(FedDf::new(config, base, self.zoo.clone(), examples.inputs())?)))
     }
+
+    fn inclusive_fl(&self, config: InclusiveFlConfig) -> Result<Strategy<B>, StrategyConfigError> {
+        let model = ModelFamily::<B>::init(&self.zoo, Seed::new(0), &B::Device::default());
+        // Nested members, as the client half checks.
+        let sizes = model.ensemble().map(Size::all).unwrap_or_default();
+        Ok(Strategy::PerClient(Box::new(InclusiveFl::new(config, sizes)?)))
+    }
 }
 
 /// The message of a refused `[server]` field, without the table's name, which is told anyway.
@@ -332,6 +382,13 @@ impl Run {
     /// Who fails when.
     pub fn availability(&self) -> Availability {
         self.experiment.availability
+    }
+
+    /// Which client holds which part of the model, `parts` being those of [`Experiment::parts`]; `None` where each holds
+    /// all of it.
+    pub fn sub_models(&self, parts: &[NamedPart]) -> Option<Arc<dyn SubModels>> {
+        let training = self.experiment.training.clone().among(self.clients.clients().len());
+        training.sub_models(parts, self.seeds().purpose(Purpose::Sampling))
     }
 
     /// All examples that some client trains on: what centralised training may use.

@@ -32,7 +32,7 @@ pub fn check(config: &ExperimentConfig, clients: usize) -> Result<(), Incompatib
     target(&config.strategy, clients)
 }
 
-/// SCAFFOLD, FedDyn and FedGen have a client half and a server half: one without the other is no algorithm.
+/// SCAFFOLD, FedDyn, FedGen and InclusiveFL have a client half and a server half: one without the other is no algorithm.
 fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
     let (rule, strategy) = (&config.client.rule, &config.strategy);
     let server = |is: fn(&StrategyConfig) -> bool| strategy.layers().any(is);
@@ -54,6 +54,12 @@ fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
             matches!(rule, RuleConfig::FedGen(_)),
             server(|layer| matches!(layer, StrategyConfig::FedGen(_))),
             "clients learn from the generator that the server trains",
+        ),
+        (
+            "inclusive_fl",
+            matches!(rule, RuleConfig::InclusiveFl(_)),
+            server(|layer| matches!(layer, StrategyConfig::InclusiveFl(_))),
+            "clients train models of the sizes that the server keeps",
         ),
     ];
     for (kind, client, server, why) in halves {
@@ -299,6 +305,9 @@ mod tests {
             (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'scaffold'", "", &["strategy", "`scaffold` needs"]),
             (", rule = { fedgen = {} }", "kind = 'fedavg'", "", &["client", "the rule `fedgen` needs"]),
             ("", "kind = 'fedgen'", "", &["strategy", "`fedgen` needs [client] rule"]),
+            (", rule = { inclusive_fl = { sizes = [1] } }", "kind = 'fedavg'", "", &["client", "`inclusive_fl` needs"]),
+            ("", "kind = 'inclusive_fl'", "", &["strategy", "`inclusive_fl` needs [client] rule"]),
+            (", rule = { inclusive_fl = { sizes = [1] } }", "kind = 'inclusive_fl'", "", &[]),
             (", rule = { fedgen = {} }", "kind = 'norm_clipping', base = { kind = 'fedgen' }", "", &[]),
             (", rule = { proximal = { mu = 0.1 } }", "kind = 'fedavg'", "", &[]),
             (", rule = { ntd = {} }, sharpness = { kind = 'sam', rho = 0.1 }", "kind = 'ewwa'", "", &[]),

@@ -145,35 +145,39 @@ mod tests {
 
     use super::*;
 
-    /// Three blocks of a parameter and 10, 30, 20 numbers an example, in batches of one.
+    /// Three blocks of a parameter and 10, 30, 20 times 4 KiB an example, in batches of one.
     fn memory() -> StepMemory {
-        let stage =
-            |path: &str, kept: usize| Stage { paths: vec![path.to_owned()], kept: vec![vec![kept]], keeps_shape: true };
+        let stage = |path: &str, kept: usize| Stage {
+            paths: vec![path.to_owned()],
+            kept: vec![vec![1024 * kept]],
+            in_hand: vec![vec![3 * 1024 * kept]],
+            keeps_shape: true,
+        };
         let names = ["stem", "a", "b", "c", "head"];
         let entries = names.map(|name| ParamEntry::new(name, vec![1], ParamKind::Weight));
         let blocks = vec![stage("a", 10), stage("b", 30), stage("c", 20)];
-        let stages = Stages { stem: stage("stem", 0), blocks, head: stage("head", 0) };
+        let stages = Stages { stem: stage("stem", 0), blocks, head: stage("head", 0), exits: Vec::new(), workspace: 0 };
         let training = LocalTrainingConfig::sgd(1, 1, 0.1).build().unwrap();
-        StepMemory::new(&stages, &ParamSchema::new(entries.into()).unwrap(), &training, 4)
+        StepMemory::new(&stages, &ParamSchema::new(entries.into()).unwrap(), [1, 1, 1, 1], &training, 4)
     }
 
     #[test]
     fn groups_are_drawn_with_their_parts() {
-        let groups = vec![Bytes(10), Bytes(340), Bytes(510), Bytes(2048)];
-        let config = DepthwiseConfig { memory: MemoryConfig::Groups(groups), mutual: Some(1.0) };
+        let groups = vec![Bytes(10), Bytes(340 << 10), Bytes(512 << 10), Bytes(2 << 20)];
+        let config = DepthwiseConfig { mutual: Some(1.0), ..DepthwiseConfig::new(MemoryConfig::Groups(groups)) };
         let clients: Vec<ClientId> = (0..5).map(ClientId).collect();
         let plan = MemoryPlan::new(&memory(), &config, &clients).to_string();
-        let expected = "  3 blocks, 5 parameters; a step of the whole model takes 560 B
-  every block can be trained in 508 B, some block in 352 B
-group 0: clients 0 to 1, 10 B (1.8 % of the whole)
+        let expected = "  3 blocks, 5 parameters; a step of the whole model takes 560.04 KiB
+  every block can be trained in 508.03 KiB, some block in 352.03 KiB
+group 0: clients 0 to 1, 10 B (0.0 % of the whole)
   insufficient memory
-group 1: client 2, 340 B (60.7 % of the whole)
+group 1: client 2, 340.00 KiB (60.7 % of the whole)
   insufficient memory
-group 2: client 3, 510 B (91.1 % of the whole)
-  ############....................  37.6 %        192 B  stem 1
-  ################################  99.6 %        508 B  2
-  ########################........  76.1 %        388 B  3
-group 3: client 4, 2.00 KiB (365.7 % of the whole)
+group 2: client 3, 512.00 KiB (91.4 % of the whole)
+  ############....................  37.5 %   192.03 KiB  stem 1
+  ################################  99.2 %   508.03 KiB  2
+  ########################........  75.8 %   388.02 KiB  3
+group 3: client 4, 2.00 MiB (365.7 % of the whole)
   the whole model beside one of its own
 ";
         assert_eq!(plan, expected);

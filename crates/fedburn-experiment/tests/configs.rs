@@ -117,6 +117,46 @@ fn memory_that_nobody_can_train_in_is_told_with_what_would_do() {
     assert!(events.contains("insufficient memory"), "{events}");
 }
 
+#[test]
+fn parts_of_the_model_go_with_means_alone() {
+    let parts = STEADY
+        .replace("\"softmax\"", "\"two_nn\", hidden = 8")
+        .replace("rule = \"sgd\"", "rule = { heterofl = { shares = [0.5, 1.0] } }");
+    let words = ["[strategy]", "`median` looks at single updates", "parts of the model", "fedavg"];
+    refused(&Workplace::new(&parts.replace("\"fedavg\"", "\"median\"")), "", &words);
+    let place = Workplace::new(&(parts + "compression = { down = { kind = \"int8\" } }\n"));
+    refused(&place, "", &["[compression]", "`down` goes by blocks", "f16"]);
+}
+
+/// The steady federation with an ensemble of small nets.
+fn ensemble(model: &str, rule: &str) -> String {
+    STEADY.replace("\"softmax\"", model).replace("rule = \"sgd\"", &format!("rule = {{ {rule} }}"))
+}
+
+#[test]
+fn members_of_an_ensemble_are_dealt_anew_in_each_round() {
+    let mix = ensemble("\"split_mix\", nets = 2, width = 1", "split_mix = { nets = [1, 2] }");
+    let feedback = "compression = { up = { kind = \"int8\" }, error_feedback = true }\n";
+    let words = ["[compression]", "`error_feedback`", "`split_mix`", "another in each round"];
+    refused(&Workplace::new(&(mix.clone() + feedback)), "", &words);
+    let other = mix.replace("split_mix = { nets", "depth_fl = { classifiers");
+    refused(&Workplace::new(&other), "", &["[client]", "`rule` is depth_fl", "kind = \"split_mix\""]);
+    Workplace::new(&mix).succeed("experiment run suite --quiet --out out --set server.rounds=2");
+}
+
+#[test]
+fn every_size_of_client_takes_part() {
+    let depths = "\"depth_fl\", exits = [1, 9], width = 1";
+    let place = Workplace::new(&ensemble(depths, "depth_fl = { classifiers = [1, 2] }"));
+    place.succeed("experiment run suite --quiet --out out --set server.rounds=2");
+    let sizes = ensemble(depths, "inclusive_fl = { sizes = [1, 2] }");
+    refused(&Workplace::new(&sizes), "", &["[client]", "the rule `inclusive_fl` needs"]);
+    let place = Workplace::new(&sizes.replace("\"fedavg\"", "\"inclusive_fl\""));
+    place.succeed("experiment run suite --quiet --out out --set server.rounds=2");
+    let summary = json(&place.seed("out", 0).join("summary.json"));
+    assert_eq!((&summary["rounds"], &summary["failures"]), (&2.into(), &0.into()), "{summary}");
+}
+
 /// The steady federation with a model of blocks, and this much memory.
 fn small_memory(memory: &str) -> String {
     STEADY

@@ -64,6 +64,19 @@ fn moon() -> String {
         .replace(strategy, "{ kind = \"fedavg\" }")
 }
 
+/// Half of the clients train half of the channels.
+const HETEROFL: &str = r#"
+title = "Nets of two widths"
+seeds = [3]
+data = { kind = "digits" }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 10 }
+model = { kind = "two_nn", hidden = 16 }
+client = { rule = { heterofl = { shares = [0.5, 1.0] } }, epochs = 1, batch_size = 32, lr = 0.05 }
+strategy = { kind = "fedavg", weighting = "uniform" }
+sampler = { kind = "uniform", per_round = 4 }
+server = { rounds = 16, checkpoint_every = 3 }
+"#;
+
 /// Asserts that `fedburn join` is refused with a message that holds every one of `words`.
 fn refused(mut join: Command, words: &[&str]) {
     join.arg("--quiet");
@@ -111,6 +124,12 @@ fn a_federation_with_a_network_beside_the_model_has_the_bits_of_one_process() {
 fn a_federation_of_clients_with_their_last_models_has_the_bits_of_one_process() {
     has_the_bits_of_one_process(&moon(), "flex");
     has_the_bits_of_one_process(&moon(), "ndarray");
+}
+
+#[test]
+fn a_federation_of_parts_of_the_model_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(HETEROFL, "flex");
+    has_the_bits_of_one_process(&compressed(HETEROFL), "ndarray");
 }
 
 /// Updates lose most of their bits, and clients keep what was lost; the model loses some on its way down.
@@ -207,6 +226,11 @@ fn a_killed_server_goes_on_where_it_keeps_answers() {
 #[test]
 fn a_killed_server_goes_on_with_its_generator() {
     killed_servers_leave_no_trace(FEDGEN, "round", Seed::new(25));
+}
+
+#[test]
+fn a_killed_server_goes_on_where_clients_hold_parts_of_the_model() {
+    killed_servers_leave_no_trace(HETEROFL, "accumulator", Seed::new(26));
 }
 
 /// More clients a round than updates between two writings of the sums.

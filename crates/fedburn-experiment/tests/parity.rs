@@ -103,6 +103,7 @@ fn local_steps<B: Kernels>(device: &B::Device) -> (Vec<f32>, f64) {
     let task = TrainTask {
         round: RoundIndex(1),
         global: initial::<B>(device),
+        slice: Vec::new(),
         seed: Seed::new(5),
         side: SideInfo::default(),
         reports: Reports::default(),

@@ -15,18 +15,7 @@ use fedburn_ops::{ConvOptions, Kernels};
 /// Where `x` has other channels than the layer or is smaller than its kernel.
 pub fn conv2d<B: Kernels>(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
     let [_, _, height, width] = x.dims();
-    let (top, left, bottom, right) = match layer.padding {
-        PaddingConfig2d::Valid => (0, 0, 0, 0),
-        PaddingConfig2d::Explicit(top, left, bottom, right) => (top, left, bottom, right),
-        PaddingConfig2d::Same => {
-            let [rows, columns] = [0, 1].map(|axis| {
-                let (size, stride) = ([height, width][axis], layer.stride[axis]);
-                let reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1;
-                (size.div_ceil(stride) * stride + reach).saturating_sub(size + stride)
-            });
-            (rows / 2, columns / 2, rows - rows / 2, columns - columns / 2)
-        }
-    };
+    let [top, left, bottom, right] = padding(layer, [height, width]);
     let (x, padding) = if top == bottom && left == right {
         (x, [top, left])
     } else {
@@ -34,6 +23,34 @@ pub fn conv2d<B: Kernels>(layer: &Conv2d<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
     };
     let options = ConvOptions::new(layer.stride, padding, layer.dilation, layer.groups);
     fedburn_ops::conv2d(x, layer.weight.val(), layer.bias.as_ref().map(|b| b.val()), options)
+}
+
+/// Numbers that the backend works on for itself in [`conv2d`] of inputs of shape `x` and in its gradients, as
+/// [`fedburn_ops::conv2d_workspace`] tells.
+///
+/// # Panics
+/// As [`conv2d`] does.
+pub fn conv2d_workspace<B: Kernels>(layer: &Conv2d<B>, [batch, channels, height, width]: [usize; 4]) -> usize {
+    let [top, left, bottom, right] = padding(layer, [height, width]);
+    let padded = [batch, channels, height + top + bottom, width + left + right];
+    let options = ConvOptions::new(layer.stride, [0, 0], layer.dilation, layer.groups);
+    fedburn_ops::conv2d_workspace(padded, &layer.weight.val(), &options)
+}
+
+/// Rows and columns of zeros on top, left, bottom and right of an image that the layer asks for.
+fn padding<B: Kernels>(layer: &Conv2d<B>, image: [usize; 2]) -> [usize; 4] {
+    match layer.padding {
+        PaddingConfig2d::Valid => [0; 4],
+        PaddingConfig2d::Explicit(top, left, bottom, right) => [top, left, bottom, right],
+        PaddingConfig2d::Same => {
+            let [rows, columns] = [0, 1].map(|axis| {
+                let (size, stride) = (image[axis], layer.stride[axis]);
+                let reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1;
+                (size.div_ceil(stride) * stride + reach).saturating_sub(size + stride)
+            });
+            [rows / 2, columns / 2, rows - rows / 2, columns - columns / 2]
+        }
+    }
 }
 
 /// ReLU, then height and width halved, rounding down: the largest value of each 2 by 2 window.

@@ -23,8 +23,10 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod auxiliary_head;
 mod char_lstm;
 mod conditional_generator;
+mod depth_fl;
 mod error;
 mod family;
 mod feature_generator;
@@ -37,23 +39,27 @@ mod preresnet;
 mod projection;
 mod resnet;
 mod softmax;
+mod split_mix;
 mod two_nn;
 mod vit;
 mod zoo;
 
+pub use auxiliary_head::AuxiliaryHead;
 pub use char_lstm::{CharLstm, CharLstmFamily, LstmCell};
 pub use conditional_generator::{ConditionalGenerator, ConditionalGeneratorFamily, GeneratorConfig};
+pub use depth_fl::{DepthFl, DepthFlFamily, Exit, Prediction};
 pub use error::ModelError;
 pub use feature_generator::{FeatureGenerator, FeatureGeneratorFamily};
 pub use fedavg_cnn::{FedAvgCnn, FedAvgCnnFamily};
 pub use init::{InitScheme, seeded};
-pub use layers::{conv2d, linear, linear_relu, relu_max_pool2d};
+pub use layers::{conv2d, conv2d_workspace, linear, linear_relu, relu_max_pool2d};
 pub use lenet5::{LeNet5, LeNet5Family};
 pub use norm::{Norm, NormChoice, ScaleShift};
 pub use preresnet::{PreActivationBlock, PreResNet, PreResNetFamily};
 pub use projection::Projection;
 pub use resnet::{ResNet, ResNetFamily, ResidualBlock, Shortcut};
 pub use softmax::{Softmax, SoftmaxFamily};
+pub use split_mix::{SplitMix, SplitMixFamily};
 pub use two_nn::{TwoNn, TwoNnFamily};
 pub use vit::{EncoderLayer, Vit, VitConfig, VitFamily};
 pub use zoo::{NormKind, Zoo, ZooConfig, ZooModel};

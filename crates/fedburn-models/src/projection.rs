@@ -42,6 +42,11 @@ impl Features {
         self.projected.is_none().then_some(Self { projected: Some(width), ..self })
     }
 
+    /// The same of so many own features.
+    pub(crate) fn of(self, own: usize) -> Self {
+        Self { own, ..self }
+    }
+
     /// The projection, where there is one.
     pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> Option<Projection<B>> {
         self.projected.map(|width| Projection {

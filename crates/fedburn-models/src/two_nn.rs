@@ -7,7 +7,7 @@ use fedburn_core::{Classifier, Mode, Split};
 use fedburn_ops::Kernels;
 
 use crate::error::{at_least, check_shape};
-use crate::family::impl_family;
+use crate::family::{impl_family, scaled, share_of};
 use crate::projection::{Features, project};
 use crate::{InitScheme, ModelError, Projection, linear, linear_relu};
 
@@ -25,6 +25,8 @@ pub struct TwoNn<B: Backend> {
     pub projection: Option<Projection<B>>,
     /// `[hidden, classes]`.
     pub head: Linear<B>,
+    /// Share of the whole net's units.
+    share: f64,
 }
 
 /// Recipe of [`TwoNn`].
@@ -34,6 +36,7 @@ pub struct TwoNnFamily {
     hidden: usize,
     pub(crate) features: Features,
     classes: usize,
+    share: f64,
 }
 
 impl TwoNnFamily {
@@ -44,7 +47,7 @@ impl TwoNnFamily {
     pub fn new(input: [usize; 3], classes: usize, hidden: usize) -> Result<Self, ModelError> {
         check_shape("two_nn", input, 1, classes)?;
         at_least("two_nn", "hidden", hidden, 1)?;
-        Ok(Self { inputs: input.iter().product(), hidden, features: Features::new(hidden), classes })
+        Ok(Self { inputs: input.iter().product(), hidden, features: Features::new(hidden), classes, share: 1.0 })
     }
 
     pub(crate) fn build<B: Backend>(&self, device: &B::Device) -> TwoNn<B> {
@@ -53,16 +56,22 @@ impl TwoNnFamily {
             hidden2: LinearConfig::new(self.hidden, self.hidden).init(device),
             projection: self.features.build(device),
             head: LinearConfig::new(self.features.len(), self.classes).init(device),
+            share: self.share,
         }
+    }
+
+    fn slimmed(&self, share: f64) -> Option<Self> {
+        let hidden = share_of(self.hidden, share);
+        Some(Self { hidden, features: self.features.of(hidden), share: self.share * share, ..*self })
     }
 }
 
-impl_family!(TwoNnFamily, TwoNn, InitScheme::PyTorch);
+impl_family!(TwoNnFamily, TwoNn, InitScheme::PyTorch, slim);
 
 impl<B: Kernels> Split<B> for TwoNn<B> {
-    fn features(&self, inputs: Tensor<B, 4>, _mode: Mode) -> Tensor<B, 2> {
-        let x = linear_relu(&self.hidden1, inputs.flatten::<2>(1, 3));
-        project(&self.projection, linear_relu(&self.hidden2, x))
+    fn features(&self, inputs: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
+        let x = scaled(linear_relu(&self.hidden1, inputs.flatten::<2>(1, 3)), self.share, mode);
+        project(&self.projection, scaled(linear_relu(&self.hidden2, x), self.share, mode))
     }
 
     fn head(&self, features: Tensor<B, 2>) -> Tensor<B, 2> {

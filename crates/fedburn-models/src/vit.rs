@@ -6,12 +6,13 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::{gelu, softmax};
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{Classifier, Mode, Split, Stage, Staged, Stages};
-use fedburn_ops::Kernels;
+use fedburn_ops::{Kernels, linear_workspace};
 
+use crate::auxiliary_head::{AuxiliaryHead, exit_stages};
 use crate::error::{at_least, check_shape, refuse};
 use crate::family::impl_family;
 use crate::projection::{Features, project};
-use crate::{InitScheme, ModelError, Norm, NormChoice, Projection, conv2d, linear};
+use crate::{InitScheme, ModelError, Norm, NormChoice, Projection, conv2d, conv2d_workspace, linear};
 
 /// Patches of the image as tokens beside a class token, layers of self-attention, and a linear layer on the class token.
 ///
@@ -34,6 +35,8 @@ pub struct Vit<B: Backend> {
     pub projection: Option<Projection<B>>,
     /// `[width, classes]`.
     pub head: Linear<B>,
+    /// Each layer's own classifier of the class token, where asked for.
+    pub exits: Vec<AuxiliaryHead<B>>,
 }
 
 /// Self-attention and two linear layers with GELU between them, each of normalised tokens and added to them.
@@ -73,6 +76,7 @@ pub struct VitFamily {
     input: [usize; 3],
     classes: usize,
     config: VitConfig,
+    exits: bool,
     pub(crate) features: Features,
 }
 
@@ -99,7 +103,12 @@ impl VitFamily {
         if !width.is_multiple_of(heads) {
             return refuse(MODEL, "heads", heads, format!("a divisor of `width`, {width}"));
         }
-        Ok(Self { input, classes, config, features: Features::new(width) })
+        Ok(Self { input, classes, config, exits: false, features: Features::new(width) })
+    }
+
+    /// The same with a classifier of its own behind each layer.
+    pub(crate) fn with_exits(self) -> Self {
+        Self { exits: true, ..self }
     }
 
     fn build<B: Backend>(&self, device: &B::Device) -> Vit<B> {
@@ -115,6 +124,9 @@ impl VitFamily {
             norm: LAYER_NORM.build(width, device),
             projection: self.features.build(device),
             head: LinearConfig::new(self.features.len(), self.classes).init(device),
+            exits: (0..if self.exits { depth } else { 0 })
+                .map(|_| AuxiliaryHead::new(LAYER_NORM, width, self.classes, device))
+                .collect(),
         }
     }
 
@@ -165,7 +177,7 @@ impl<B: Kernels> Split<B> for Vit<B> {
 }
 
 impl<B: Kernels> Staged<B> for Vit<B> {
-    fn stages(&self, input: [usize; 3]) -> Stages {
+    fn stages(&self, inputs @ [batch, image @ ..]: [usize; 4]) -> Stages {
         let paths = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
         let [_, tokens, width] = self.position.dims();
         let layer = |(index, layer): (usize, &EncoderLayer<B>)| {
@@ -184,20 +196,29 @@ impl<B: Kernels> Staged<B> for Vit<B> {
                 token(WIDER), // before GELU
                 token(WIDER), // after it, for the second layer
             ];
-            Stage { paths: vec![format!("blocks.{index}")], kept, keeps_shape: true }
+            // Gradients: of the layer's output, of what GELU made, and the latter once more by columns.
+            let in_hand = vec![token(1), token(WIDER), token(WIDER)];
+            Stage { paths: vec![format!("blocks.{index}")], kept, in_hand, keeps_shape: true }
         };
+        let linear_layers =
+            self.blocks.iter().flat_map(|layer| [&layer.qkv, &layer.output, &layer.hidden, &layer.back]);
+        let linear_layers = linear_layers.map(|layer| linear_workspace(batch * tokens, &layer.weight.val()));
         Stages {
             stem: Stage {
                 paths: paths(&["patches", "class_token", "position"]),
-                kept: vec![input.to_vec()],
+                kept: vec![image.to_vec()],
+                in_hand: vec![vec![tokens, width]; 3],
                 keeps_shape: false,
             },
             blocks: self.blocks.iter().enumerate().map(layer).collect(),
             head: Stage {
                 paths: paths(&["norm", "projection", "head"]),
                 kept: vec![vec![width], vec![width]],
+                in_hand: vec![vec![tokens, width]; 2],
                 keeps_shape: false,
             },
+            exits: exit_stages(self.exits.iter().map(|_| vec![width, 1, 1])),
+            workspace: conv2d_workspace(&self.patches, inputs) + linear_layers.max().unwrap_or(0),
         }
     }
 
@@ -214,6 +235,12 @@ impl<B: Kernels> Staged<B> for Vit<B> {
 
     fn logits(&self, hidden: Tensor<B, 4>, mode: Mode) -> Tensor<B, 2> {
         self.head(self.class(hidden, mode))
+    }
+
+    fn exit(&self, index: usize, hidden: Tensor<B, 4>, mode: Mode) -> Option<Tensor<B, 2>> {
+        let [batch, _, _, width] = hidden.dims();
+        let class = hidden.narrow(2, 0, 1).reshape([batch, width, 1, 1]);
+        Some(self.exits.get(index)?.forward(class, mode))
     }
 }
 

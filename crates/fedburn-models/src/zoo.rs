@@ -3,15 +3,16 @@
 use burn::backend::Autodiff;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use fedburn_core::{Classifier, Mode, ModelFamily, Seed, Split, Staged};
+use fedburn_core::{Classifier, Ensemble, Mode, ModelFamily, Seed, Split, Staged};
 use fedburn_ops::Kernels;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{at_least, refuse};
 use crate::projection::Features;
 use crate::{
-    CharLstm, CharLstmFamily, FedAvgCnn, FedAvgCnnFamily, LeNet5, LeNet5Family, ModelError, NormChoice, PreResNet,
-    PreResNetFamily, ResNet, ResNetFamily, Softmax, SoftmaxFamily, TwoNn, TwoNnFamily, Vit, VitConfig, VitFamily,
+    CharLstm, CharLstmFamily, DepthFl, DepthFlFamily, FedAvgCnn, FedAvgCnnFamily, LeNet5, LeNet5Family, ModelError,
+    NormChoice, PreResNet, PreResNetFamily, Prediction, ResNet, ResNetFamily, Softmax, SoftmaxFamily, SplitMix,
+    SplitMixFamily, TwoNn, TwoNnFamily, Vit, VitConfig, VitFamily,
 };
 
 /// An architecture as a configuration file names it, `kind = "two_nn"` and so on.
@@ -64,6 +65,37 @@ pub enum ZooConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         groups: Option<usize>,
     },
+    /// [`SplitMix`]: several nets of the kind `preresnet20`, whose scores are averaged.
+    SplitMix {
+        /// Number of nets.
+        nets: usize,
+        /// Channels of the first group of each net.
+        width: usize,
+        /// Which normalisation; batch norm has no running statistics here.
+        #[serde(default = "batch")]
+        norm: NormKind,
+        /// Groups of group norm, a divisor of `width`; two unless given. Not to be given with batch norm.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<usize>,
+    },
+    /// [`DepthFl`]: a net of the kind `preresnet20` with a classifier at several depths, whose scores are averaged.
+    DepthFl {
+        /// Channels of the first group.
+        #[serde(default = "preresnet_width")]
+        width: usize,
+        /// Number of blocks before each classifier, ascending to all 9; after each group unless given.
+        #[serde(default = "groups_of_blocks")]
+        exits: Vec<usize>,
+        /// Which classifiers predict.
+        #[serde(default)]
+        prediction: Prediction,
+        /// Which normalisation; batch norm has no running statistics here.
+        #[serde(default = "batch")]
+        norm: NormKind,
+        /// Groups of group norm, a divisor of `width`; two unless given. Not to be given with batch norm.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<usize>,
+    },
     /// [`Vit`], of the sizes of ViT-Ti/16 unless given.
     Vit {
         /// Side of a patch; divides the sides of the image.
@@ -92,6 +124,11 @@ pub enum ZooConfig {
         /// Length of what the projection makes.
         #[serde(default = "projection_width")]
         width: usize,
+    },
+    /// `preresnet20` or `vit` with an [`AuxiliaryHead`](crate::AuxiliaryHead) behind each block, for m-FeDepth.
+    WithExits {
+        /// The architecture.
+        body: Box<ZooConfig>,
     },
 }
 
@@ -138,6 +175,18 @@ impl ZooConfig {
                 let norm = norm.choice("preresnet20", groups, NormChoice::BatchAtHand)?;
                 Zoo::PreResNet(PreResNetFamily::new(input, classes, width, norm)?)
             }
+            ZooConfig::SplitMix { nets, width, norm, groups } => {
+                let norm = norm.choice("split_mix", groups, NormChoice::BatchAtHand)?;
+                Zoo::SplitMix(SplitMixFamily::new(PreResNetFamily::new(input, classes, width, norm)?, nets)?)
+            }
+            ZooConfig::DepthFl { width, exits, prediction, norm, groups } => {
+                let norm = norm.choice("depth_fl", groups, NormChoice::BatchAtHand)?;
+                Zoo::DepthFl(DepthFlFamily::new(
+                    PreResNetFamily::new(input, classes, width, norm)?,
+                    &exits,
+                    prediction,
+                )?)
+            }
             ZooConfig::Vit { patch, width, depth, heads } => {
                 Zoo::Vit(VitFamily::new(input, classes, VitConfig { patch, width, depth, heads })?)
             }
@@ -150,6 +199,14 @@ impl ZooConfig {
                     None => return refuse("projected", "body", name, "a model with features, without a projection"),
                 }
                 zoo
+            }
+            ZooConfig::WithExits { body } => {
+                let name = format!("{body:?}");
+                match body.build(input, classes)? {
+                    Zoo::PreResNet(family) => Zoo::PreResNet(family.with_exits()),
+                    Zoo::Vit(family) => Zoo::Vit(family.with_exits()),
+                    _ => return refuse("with_exits", "body", name, "preresnet20 or vit"),
+                }
             }
         })
     }
@@ -170,6 +227,10 @@ pub enum Zoo {
     ResNet(ResNetFamily),
     /// A pre-activation residual net.
     PreResNet(PreResNetFamily),
+    /// Several pre-activation residual nets.
+    SplitMix(SplitMixFamily),
+    /// A pre-activation residual net with a classifier at several depths.
+    DepthFl(DepthFlFamily),
     /// A vision transformer.
     Vit(VitFamily),
     /// The next-character model.
@@ -191,7 +252,7 @@ impl Zoo {
 macro_rules! features {
     ($zoo:expr $(, $mut:tt)?) => {
         match $zoo {
-            Zoo::Softmax(_) => None,
+            Zoo::Softmax(_) | Zoo::SplitMix(_) | Zoo::DepthFl(_) => None,
             Zoo::TwoNn(family) => Some(& $($mut)? family.features),
             Zoo::LeNet5(family) => Some(& $($mut)? family.features),
             Zoo::FedAvgCnn(family) => Some(& $($mut)? family.features),
@@ -220,6 +281,10 @@ pub enum ZooModel<B: Backend> {
     ResNet(ResNet<B>),
     /// A pre-activation residual net.
     PreResNet(PreResNet<B>),
+    /// Several pre-activation residual nets.
+    SplitMix(SplitMix<B>),
+    /// A pre-activation residual net with a classifier at several depths.
+    DepthFl(DepthFl<B>),
     /// A vision transformer.
     Vit(Vit<B>),
     /// The next-character model.
@@ -238,8 +303,19 @@ impl<B: Kernels> ModelFamily<B> for Zoo {
             Zoo::FedAvgCnn(family) => ZooModel::FedAvgCnn(family.init(seed, device)),
             Zoo::ResNet(family) => ZooModel::ResNet(family.init(seed, device)),
             Zoo::PreResNet(family) => ZooModel::PreResNet(family.init(seed, device)),
+            Zoo::SplitMix(family) => ZooModel::SplitMix(family.init(seed, device)),
+            Zoo::DepthFl(family) => ZooModel::DepthFl(family.init(seed, device)),
             Zoo::Vit(family) => ZooModel::Vit(family.init(seed, device)),
             Zoo::CharLstm(family) => ZooModel::CharLstm(family.init(seed, device)),
+        }
+    }
+
+    fn slim(&self, share: f64) -> Option<Zoo> {
+        match self {
+            Zoo::TwoNn(family) => ModelFamily::<B>::slim(family, share).map(Zoo::TwoNn),
+            Zoo::FedAvgCnn(family) => ModelFamily::<B>::slim(family, share).map(Zoo::FedAvgCnn),
+            Zoo::PreResNet(family) => ModelFamily::<B>::slim(family, share).map(Zoo::PreResNet),
+            _ => None,
         }
     }
 }
@@ -253,6 +329,8 @@ impl<B: Kernels> Classifier<B> for ZooModel<B> {
             ZooModel::FedAvgCnn(model) => model.forward(inputs, mode),
             ZooModel::ResNet(model) => model.forward(inputs, mode),
             ZooModel::PreResNet(model) => model.forward(inputs, mode),
+            ZooModel::SplitMix(model) => model.forward(inputs, mode),
+            ZooModel::DepthFl(model) => model.forward(inputs, mode),
             ZooModel::Vit(model) => model.forward(inputs, mode),
             ZooModel::CharLstm(model) => model.forward(inputs, mode),
         }
@@ -266,6 +344,7 @@ impl<B: Kernels> Classifier<B> for ZooModel<B> {
             ZooModel::FedAvgCnn(model) => model.split(),
             ZooModel::ResNet(model) => model.split(),
             ZooModel::PreResNet(model) => model.split(),
+            ZooModel::SplitMix(_) | ZooModel::DepthFl(_) => None,
             ZooModel::Vit(model) => model.split(),
             ZooModel::CharLstm(model) => model.split(),
         }
@@ -275,6 +354,14 @@ impl<B: Kernels> Classifier<B> for ZooModel<B> {
         match self {
             ZooModel::PreResNet(model) => model.staged(),
             ZooModel::Vit(model) => model.staged(),
+            _ => None,
+        }
+    }
+
+    fn ensemble(&self) -> Option<&dyn Ensemble<B>> {
+        match self {
+            ZooModel::SplitMix(model) => model.ensemble(),
+            ZooModel::DepthFl(model) => model.ensemble(),
             _ => None,
         }
     }
@@ -290,6 +377,10 @@ fn groups() -> usize {
 
 fn preresnet_width() -> usize {
     16
+}
+
+fn groups_of_blocks() -> Vec<usize> {
+    vec![3, 6, 9]
 }
 
 fn batch() -> NormKind {

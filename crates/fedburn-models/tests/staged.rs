@@ -14,13 +14,21 @@ fn vit([patch, width, depth, heads]: [usize; 4]) -> ZooConfig {
     ZooConfig::Vit { patch, width, depth, heads }
 }
 
+fn with_exits(body: ZooConfig) -> ZooConfig {
+    ZooConfig::WithExits { body: Box::new(body) }
+}
+
 fn model(config: ZooConfig, input: [usize; 3], classes: usize) -> ZooModel<Flex> {
     config.build(input, classes).unwrap().init(Seed::new(1), &FlexDevice)
 }
 
 fn parts(config: ZooConfig, input: [usize; 3], classes: usize) -> (Stages, ParamSchema) {
     let model = model(config, input, classes);
-    (model.staged().unwrap().stages(input), schema_of::<Flex, _>(&model).unwrap())
+    (model.staged().unwrap().stages(batch_of(2, input)), schema_of::<Flex, _>(&model).unwrap())
+}
+
+fn batch_of(batch: usize, [channels, height, width]: [usize; 3]) -> [usize; 4] {
+    [batch, channels, height, width]
 }
 
 fn images([channels, height, width]: [usize; 3], batch: usize) -> Tensor<Flex, 4> {
@@ -71,11 +79,14 @@ fn parts_in_turn_are_the_whole_and_hold_every_parameter_once() {
         (vit([3, 8, 4, 2]), [3, 9, 6]),
         (ZooConfig::Projected { body: Box::new(preresnet(2, NormKind::Batch)), width: 5 }, [1, 8, 8]),
         (ZooConfig::Projected { body: Box::new(vit([4, 8, 2, 1])), width: 5 }, [1, 8, 8]),
+        (with_exits(preresnet(4, NormKind::Batch)), [3, 9, 6]),
+        (with_exits(vit([3, 8, 4, 2])), [3, 9, 6]),
     ] {
         let model = model(config.clone(), input, 5);
         let staged = model.staged().unwrap();
-        let (stages, schema) = (staged.stages(input), schema_of::<Flex, _>(&model).unwrap());
-        let all: Vec<&Stage> = [&stages.stem].into_iter().chain(&stages.blocks).chain([&stages.head]).collect();
+        let (stages, schema) = (staged.stages(batch_of(2, input)), schema_of::<Flex, _>(&model).unwrap());
+        let all = [&stages.stem].into_iter().chain(&stages.blocks).chain([&stages.head]).chain(&stages.exits);
+        let all: Vec<&Stage> = all.collect();
         for entry in schema.entries() {
             assert_eq!(all.iter().filter(|stage| stage.holds(&entry.path)).count(), 1, "{config:?}: {}", entry.path);
         }
@@ -88,8 +99,26 @@ fn parts_in_turn_are_the_whole_and_hold_every_parameter_once() {
             let logits = staged.logits(hidden.clone(), Mode::Train);
             assert_eq!(logits.dims(), [3, 5], "{config:?}: block {index}");
             assert!(logits.into_data().iter::<f32>().all(f32::is_finite));
+            let exit = staged.exit(index, hidden.clone(), Mode::Train).map(|logits| logits.dims());
+            assert_eq!(exit, stages.exits.get(index).map(|_| [3, 5]), "{config:?}: exit {index}");
         }
         let whole = model.forward(inputs, Mode::Train).into_data();
         assert_eq!(staged.logits(hidden, Mode::Train).into_data(), whole, "{config:?}");
     }
+}
+
+#[test]
+fn exits_are_norm_mean_and_linear_and_leave_the_rest_of_the_model_as_it_is() {
+    for (body, parameters) in [
+        (preresnet(4, NormKind::Batch), vec![58, 58, 58, 106, 106, 106, 202, 202, 202]),
+        (vit([4, 8, 2, 1]), vec![106, 106]),
+    ] {
+        let (stages, schema) = parts(with_exits(body.clone()), [1, 8, 8], 10);
+        assert_eq!(stages.exits.iter().map(|exit| exit.parameters(&schema)).collect::<Vec<_>>(), parameters);
+        let (with, without) = (model(with_exits(body.clone()), [1, 8, 8], 10), model(body, [1, 8, 8], 10));
+        let forward = |model: &ZooModel<Flex>| model.forward(images([1, 8, 8], 2), Mode::Train).into_data();
+        assert_eq!(forward(&with), forward(&without));
+    }
+    let refused = with_exits(ZooConfig::Softmax {}).build([1, 8, 8], 10).unwrap_err().to_string();
+    assert!(refused.contains("with_exits") && refused.contains("preresnet20 or vit"), "{refused}");
 }

@@ -10,7 +10,7 @@ use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
 use fedburn_core::{Classifier, Mode, ModelFamily, ParamKind, ParamVector, Seed, flatten, load, schema_of};
-use fedburn_models::{NormKind, Zoo, ZooConfig, ZooModel};
+use fedburn_models::{NormKind, Prediction, Zoo, ZooConfig, ZooModel};
 use fedburn_ops::Kernels;
 
 type Train = Autodiff<Flex>;
@@ -29,6 +29,20 @@ fn vit([patch, width, depth, heads]: [usize; 4]) -> ZooConfig {
     ZooConfig::Vit { patch, width, depth, heads }
 }
 
+fn split_mix(nets: usize, width: usize) -> ZooConfig {
+    ZooConfig::SplitMix { nets, width, norm: NormKind::Batch, groups: None }
+}
+
+fn depth_fl(width: usize, exits: &[usize]) -> ZooConfig {
+    ZooConfig::DepthFl {
+        width,
+        exits: exits.to_vec(),
+        prediction: Prediction::Mean,
+        norm: NormKind::Batch,
+        groups: None,
+    }
+}
+
 fn projected(body: ZooConfig, width: usize) -> ZooConfig {
     ZooConfig::Projected { body: Box::new(body), width }
 }
@@ -44,6 +58,8 @@ fn small() -> Vec<(Zoo, [usize; 3])> {
         (resnet(8, NormKind::Batch), [3, 6, 5]),
         (preresnet(2, NormKind::Group), [3, 6, 5]),
         (preresnet(2, NormKind::Batch), [3, 6, 5]),
+        (split_mix(2, 2), [3, 6, 5]),
+        (depth_fl(2, &[2, 9]), [3, 6, 5]),
         (vit([2, 8, 3, 2]), [3, 6, 4]),
         (ZooConfig::CharLstm { hidden: 12 }, [1, 1, 6]),
         (projected(ZooConfig::TwoNn { hidden: 16 }, 7), [1, 5, 4]),
@@ -108,6 +124,8 @@ fn parameter_counts_are_those_of_the_literature() {
         (ZooConfig::ResNet18 { groups: 2 }, [3, 32, 32], 10, 11_173_962),
         (preresnet(16, NormKind::Batch), [3, 32, 32], 10, 272_314),
         (preresnet(16, NormKind::Group), [3, 32, 32], 10, 272_314),
+        (split_mix(2, 16), [3, 32, 32], 10, 2 * 272_314),
+        (depth_fl(16, &[3, 6, 9]), [3, 32, 32], 10, 272_314 + (16 * 64 + 128 + 650) + (32 * 64 + 128 + 650)),
         (vit([16, 192, 12, 3]), [3, 224, 224], 1000, 5_717_416),
         (ZooConfig::CharLstm { hidden: 256 }, [1, 1, 80], 80, 819_920),
         (projected(ZooConfig::LeNet5 {}, 256), [1, 28, 28], 10, 61_706 - 850 + 85 * 84 + 85 * 256 + 257 * 10),
@@ -167,7 +185,8 @@ fn a_model_is_its_features_and_its_head() {
         for mode in [Mode::Train, Mode::Evaluate] {
             let (model, (inputs, _)) = (init::<Flex>(&zoo, 1), batch::<Flex>(&zoo, input, &FlexDevice));
             let Some(parts) = model.split() else {
-                assert_eq!((zoo.features(), matches!(zoo, Zoo::Softmax(_))), (None, true), "{zoo:?}");
+                let no_features = matches!(zoo, Zoo::Softmax(_) | Zoo::SplitMix(_) | Zoo::DepthFl(_));
+                assert_eq!((zoo.features(), no_features), (None, true), "{zoo:?}");
                 continue;
             };
             let features = parts.features(inputs.clone(), mode);
@@ -362,6 +381,8 @@ fn configurations_have_defaults_and_refuse_unknown_fields() {
         ("resnet", "depth = 8\nnorm = \"batch\"", resnet(8, NormKind::Batch)),
         ("resnet18", "", ZooConfig::ResNet18 { groups: 2 }),
         ("preresnet20", "", preresnet(16, NormKind::Batch)),
+        ("split_mix", "nets = 4\nwidth = 2", split_mix(4, 2)),
+        ("depth_fl", "", depth_fl(16, &[3, 6, 9])),
         ("vit", "", vit([16, 192, 12, 3])),
         ("char_lstm", "", ZooConfig::CharLstm { hidden: 256 }),
     ];

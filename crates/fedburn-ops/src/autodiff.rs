@@ -36,6 +36,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
+    fn conv2d_workspace(x: [usize; 4], weight: &FloatTensor<Self>, options: &ConvOptions<2>) -> usize {
+        <B as Kernels>::conv2d_workspace(x, &weight.primitive, options)
+    }
+
     fn group_norm(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
@@ -80,6 +84,10 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                 [dx, dw]
             }),
         }
+    }
+
+    fn linear_workspace(batch: usize, weight: &FloatTensor<Self>) -> usize {
+        <B as Kernels>::linear_workspace(batch, &weight.primitive)
     }
 
     fn add_relu(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {

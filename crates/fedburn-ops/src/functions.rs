@@ -39,6 +39,16 @@ pub fn conv2d<B: Kernels>(
     wrap(<B as Kernels>::conv2d(x.into_primitive().tensor(), weight.into_primitive().tensor(), bias, options))
 }
 
+/// Numbers that the backend works on for itself in [`conv2d`] and its gradients, besides what it is given and makes, and
+/// may keep from call to call: for `x` of this shape and this `weight`. As far as is known: 0 where the backend has no
+/// kernels of its own.
+///
+/// # Panics
+/// As [`conv2d`] does where the sizes do not fit each other.
+pub fn conv2d_workspace<B: Kernels>(x: [usize; 4], weight: &Tensor<B, 4>, options: &ConvOptions<2>) -> usize {
+    <B as Kernels>::conv2d_workspace(x, &weight.clone().into_primitive().tensor(), options)
+}
+
 /// Group normalisation with a scale and a shift per channel: over each group of `channels / groups` neighbouring
 /// channels of each example, `y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, the variance biased.
 ///
@@ -107,6 +117,12 @@ pub fn relu_max_pool2d<B: Kernels>(
 /// Where the shapes do not fit each other.
 pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
     affine(x, weight, bias, false)
+}
+
+/// As [`conv2d_workspace`] for [`linear`] of so many rows. Where a library underneath works by the processor's caches, an
+/// estimate.
+pub fn linear_workspace<B: Kernels>(batch: usize, weight: &Tensor<B, 2>) -> usize {
+    <B as Kernels>::linear_workspace(batch, &weight.clone().into_primitive().tensor())
 }
 
 /// ReLU of [`linear`], in one pass. Panics as it does.

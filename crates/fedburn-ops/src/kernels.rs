@@ -1,5 +1,6 @@
 //! What a backend may bring of its own.
 
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{ConvOptions, FloatTensor};
 
@@ -34,6 +35,11 @@ pub trait Kernels: Backend {
         }
     }
 
+    /// What two-dimensional convolution works on for itself, see [`conv2d_workspace`](crate::conv2d_workspace).
+    fn conv2d_workspace(x: [usize; 4], weight: &FloatTensor<Self>, options: &ConvOptions<2>) -> usize {
+        Self::own(weight).map_or(0, |own| own.conv2d_workspace(x, weight.shape().dims(), options))
+    }
+
     /// Normalisation by groups of channels, see [`group_norm`](crate::group_norm).
     fn group_norm(
         x: FloatTensor<Self>,
@@ -66,6 +72,11 @@ pub trait Kernels: Backend {
             Some(own) => own.linear(&x, &weight, bias.as_ref(), relu),
             None => composed::linear::<Self>(x, weight, bias, relu),
         }
+    }
+
+    /// What a linear layer works on for itself, see [`linear_workspace`](crate::linear_workspace).
+    fn linear_workspace(batch: usize, weight: &FloatTensor<Self>) -> usize {
+        Self::own(weight).map_or(0, |own| own.linear_workspace(batch, weight.shape().dims()))
     }
 
     /// ReLU of a sum, see [`add_relu`](crate::add_relu).

@@ -37,7 +37,10 @@ mod options;
 mod own;
 
 pub use burn::tensor::ops::ConvOptions;
-pub use functions::{add_relu, conv2d, group_norm, group_norm_relu, linear, linear_relu, max_pool2d, relu_max_pool2d};
+pub use functions::{
+    add_relu, conv2d, conv2d_workspace, group_norm, group_norm_relu, linear, linear_relu, linear_workspace, max_pool2d,
+    relu_max_pool2d,
+};
 pub use kernels::Kernels;
 pub use options::{GroupNormOptions, PoolOptions};
 pub use own::OwnKernels;

@@ -20,6 +20,9 @@ pub trait OwnKernels<B: Backend>: Sync {
         options: &ConvOptions<2>,
     ) -> FloatTensor<B>;
 
+    /// See [`conv2d_workspace`](crate::conv2d_workspace).
+    fn conv2d_workspace(&self, x: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> usize;
+
     /// Gradients of input, weight and bias of [`conv2d`](Self::conv2d).
     fn conv2d_backward(
         &self,
@@ -69,6 +72,9 @@ pub trait OwnKernels<B: Backend>: Sync {
         bias: Option<&FloatTensor<B>>,
         relu: bool,
     ) -> FloatTensor<B>;
+
+    /// See [`linear_workspace`](crate::linear_workspace).
+    fn linear_workspace(&self, batch: usize, weight: [usize; 2]) -> usize;
 
     /// Gradients of input, weight and bias of [`linear`](Self::linear) without ReLU.
     fn linear_backward(

@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use crate::{
     BulyanConfig, EwwaConfig, FedAdagradConfig, FedAmsConfig, FedAvgConfig, FedAvgMConfig, FedDfConfig, FedDynConfig,
-    FedFtgConfig, FedGenConfig, FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, KrumConfig,
-    MedianConfig, MultiKrumConfig, NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig,
+    FedFtgConfig, FedGenConfig, FedNovaConfig, FedOptConfig, FedOptRule, GeometricMedianConfig, InclusiveFlConfig,
+    KrumConfig, MedianConfig, MultiKrumConfig, NormClippingConfig, OptimalAveragingConfig, ScaffoldConfig, SwaConfig,
     TrimmedMeanConfig, WeightErosionConfig,
 };
 
@@ -71,6 +71,8 @@ pub enum StrategyConfig {
     /// Fusion of the clients' models by distillation on the server's examples without labels.
     #[serde(rename = "feddf")]
     FedDf(FedDfConfig),
+    /// A model for each size of client, which share layers.
+    InclusiveFl(InclusiveFlConfig),
     /// Stochastic weight averaging around another strategy.
     Swa(SwaConfig),
 }
@@ -106,6 +108,7 @@ impl StrategyConfig {
         "fedftg",
         "fedgen",
         "feddf",
+        "inclusive_fl",
         "swa",
     ];
 
@@ -172,6 +175,7 @@ impl StrategyConfig {
                 let base = std::mem::take(&mut config.base).build_with(models)?;
                 models.feddf(config, base)?
             }
+            Self::InclusiveFl(config) => models.inclusive_fl(config)?,
             Self::Swa(config) => config.build_with(models)?,
         })
     }
@@ -196,6 +200,12 @@ pub trait ServerModels<B: Backend> {
     /// # Errors
     /// [`StrategyConfigError`].
     fn feddf(&self, config: FedDfConfig, base: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError>;
+
+    /// [`InclusiveFl`](crate::InclusiveFl).
+    ///
+    /// # Errors
+    /// [`StrategyConfigError`].
+    fn inclusive_fl(&self, config: InclusiveFlConfig) -> Result<Strategy<B>, StrategyConfigError>;
 }
 
 /// For strategies on vectors alone.
@@ -212,6 +222,10 @@ impl<B: Backend> ServerModels<B> for NoModels {
 
     fn feddf(&self, _: FedDfConfig, _: Strategy<B>) -> Result<Strategy<B>, StrategyConfigError> {
         Err(without_models("feddf"))
+    }
+
+    fn inclusive_fl(&self, _: InclusiveFlConfig) -> Result<Strategy<B>, StrategyConfigError> {
+        Err(without_models("inclusive_fl"))
     }
 }
 
@@ -281,7 +295,7 @@ impl StrategyConfigError {
         Self::check(kind, "teachers_resident", networks, networks > 0, "at least 1")
     }
 
-    fn check(
+    pub(crate) fn check(
         kind: &'static str,
         field: &'static str,
         value: impl ToString,

@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::WithoutGenerator;
 use crate::{
-    DepthwiseConfig, FedDynRuleConfig, FedGenRuleConfig, LocalDepthwise, LocalFedDyn, LocalFedGen, LocalMoon, LocalNtd,
-    LocalProximal, LocalRule, LocalScaffold, LocalSgd, MoonConfig, NtdConfig, PersonalConfig, ProximalConfig,
-    ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened, SharpnessAwareConfig, TrainModel,
-    TrainingConfigError,
+    DepthFlConfig, DepthwiseConfig, FedDynRuleConfig, FedGenRuleConfig, HeteroFlConfig, InclusiveFlRuleConfig,
+    LocalDepthFl, LocalDepthwise, LocalFedDyn, LocalFedGen, LocalHeteroFl, LocalInclusiveFl, LocalMoon, LocalNtd,
+    LocalProximal, LocalRule, LocalScaffold, LocalSgd, LocalSplitMix, MemoryConfig, MoonConfig, NtdConfig,
+    PersonalConfig, ProximalConfig, ScaffoldRuleConfig, ScheduleConfig, Sgd, SgdConfig, Sharpened,
+    SharpnessAwareConfig, SplitMixConfig, TrainModel, TrainingConfigError,
 };
 
 /// How a client trains. [`LocalTrainingConfig::build`] checks it.
@@ -100,6 +101,15 @@ pub enum RuleConfig {
     Moon(MoonConfig),
     /// FeDepth, [`LocalDepthwise`].
     Depthwise(DepthwiseConfig),
+    /// HeteroFL, [`LocalHeteroFl`].
+    #[serde(rename = "heterofl")]
+    HeteroFl(HeteroFlConfig),
+    /// SplitMix, [`LocalSplitMix`].
+    SplitMix(SplitMixConfig),
+    /// DepthFL, [`LocalDepthFl`].
+    DepthFl(DepthFlConfig),
+    /// InclusiveFL's client half, [`LocalInclusiveFl`].
+    InclusiveFl(InclusiveFlRuleConfig),
 }
 
 /// Checked settings of local training, shared by all clients of a run.
@@ -206,13 +216,31 @@ impl LocalTrainingConfig {
                 at_least_0("rule.moon.mu", mu)?;
                 above_0("rule.moon.temperature", temperature)?;
             }
-            RuleConfig::Depthwise(DepthwiseConfig { memory, mutual }) => {
+            RuleConfig::Depthwise(DepthwiseConfig { memory, mutual, trained_only, .. }) => {
                 let expected = "at least one group of clients, each with a number above 0";
                 check("rule.depthwise.memory", memory.groups(), |_| memory.is_possible(), expected)?;
+                let expected = "false where `memory` is \"machine\", which the server does not know";
+                check(
+                    "rule.depthwise.trained_only",
+                    *trained_only,
+                    |v| !v || *memory != MemoryConfig::Machine,
+                    expected,
+                )?;
                 above_0("rule.depthwise.mutual", mutual.unwrap_or(1.0))?;
                 let both = mutual.is_some() && self.sharpness.is_some();
                 let expected = "absent with `sharpness`, which would take two steps of the client's own model for one";
                 check("rule.depthwise.mutual", mutual.unwrap_or(0.0), |_| !both, expected)?;
+            }
+            RuleConfig::HeteroFl(HeteroFlConfig { shares, .. }) => {
+                let expected = "at least one share of the channels, each a number above 0, at most 1";
+                let possible = !shares.is_empty() && shares.iter().all(|share| *share > 0.0 && *share <= 1.0);
+                check("rule.heterofl.shares", shares.len(), |_| possible, expected)?;
+            }
+            RuleConfig::SplitMix(SplitMixConfig { nets }) => check_counts("rule.split_mix.nets", nets)?,
+            RuleConfig::InclusiveFl(InclusiveFlRuleConfig { sizes }) => check_counts("rule.inclusive_fl.sizes", sizes)?,
+            RuleConfig::DepthFl(DepthFlConfig { classifiers, ramp, .. }) => {
+                check_counts("rule.depth_fl.classifiers", classifiers)?;
+                check("rule.depth_fl.ramp", *ramp, |v| v >= 1, "at least 1")?;
             }
         }
         match self.sharpness {
@@ -241,6 +269,11 @@ impl LocalTraining {
     /// Number of clients of the federation; 1 unless [`LocalTraining::among`] says otherwise.
     pub fn clients(&self) -> usize {
         self.clients
+    }
+
+    /// Shape of a whole batch of inputs `[channels, height, width]`.
+    pub fn inputs(&self, [channels, height, width]: [usize; 3]) -> [usize; 4] {
+        [self.config.batch_size, channels, height, width]
     }
 
     /// The mini-batches of one local run. The order of the examples is drawn from `seed`.
@@ -290,6 +323,10 @@ impl LocalTraining {
             RuleConfig::Ntd(config) => Box::new(LocalNtd::new(*config)),
             RuleConfig::Moon(config) => Box::new(LocalMoon::new(*config)),
             RuleConfig::Depthwise(config) => Box::new(LocalDepthwise::new(config.clone())),
+            RuleConfig::HeteroFl(config) => Box::new(LocalHeteroFl::new(config.clone())),
+            RuleConfig::SplitMix(_) => Box::new(LocalSplitMix),
+            RuleConfig::DepthFl(config) => Box::new(LocalDepthFl::new(config.clone())),
+            RuleConfig::InclusiveFl(_) => Box::new(LocalInclusiveFl),
         })
     }
 
@@ -324,6 +361,12 @@ impl LocalTraining {
 /// Generated examples of a step.
 const MOST_GENERATED: usize = 1 << 16;
 
+/// How many members of an ensemble each group of clients trains.
+fn check_counts(field: &'static str, counts: &[usize]) -> Result<(), TrainingConfigError> {
+    let possible = !counts.is_empty() && !counts.contains(&0);
+    check(field, counts.len(), |_| possible, "at least one number for a group of clients, each at least 1")
+}
+
 fn check_decay(decay: f64) -> Result<(), TrainingConfigError> {
     check("schedule.decay", decay, |v| v > 0.0 && v <= 1.0, "a number in (0, 1]")
 }
@@ -344,10 +387,27 @@ fn invalid(field: &'static str, value: impl ToString, expected: &'static str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, ControlOption, MemoryConfig};
+
+    use crate::{Bytes, ControlOption, Heads};
 
     fn depthwise(memory: MemoryConfig, mutual: Option<f64>) -> RuleConfig {
-        RuleConfig::Depthwise(DepthwiseConfig { memory, mutual })
+        RuleConfig::Depthwise(DepthwiseConfig { mutual, ..DepthwiseConfig::new(memory) })
+    }
+
+    fn heterofl(shares: &[f64]) -> RuleConfig {
+        RuleConfig::HeteroFl(HeteroFlConfig { shares: shares.to_vec(), masked: true })
+    }
+
+    fn split_mix(nets: &[usize]) -> RuleConfig {
+        RuleConfig::SplitMix(SplitMixConfig { nets: nets.to_vec() })
+    }
+
+    fn inclusive_fl(sizes: &[usize]) -> RuleConfig {
+        RuleConfig::InclusiveFl(InclusiveFlRuleConfig { sizes: sizes.to_vec() })
+    }
+
+    fn depth_fl(classifiers: &[usize], ramp: u64) -> RuleConfig {
+        RuleConfig::DepthFl(DepthFlConfig { classifiers: classifiers.to_vec(), ramp, distillation: true })
     }
 
     fn fedgen(change: impl FnOnce(&mut FedGenRuleConfig)) -> RuleConfig {
@@ -363,7 +423,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 43] = [
+        let cases: [(&str, Change); 51] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -400,6 +460,17 @@ mod tests {
             ("rule.moon.temperature", |c| c.rule = RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.0 })),
             ("rule.depthwise.memory", |c| c.rule = depthwise(MemoryConfig::Groups(vec![]), None)),
             ("rule.depthwise.memory", |c| c.rule = depthwise(MemoryConfig::Shares(vec![0.5, -1.0]), None)),
+            ("rule.heterofl.shares", |c| c.rule = heterofl(&[])),
+            ("rule.heterofl.shares", |c| c.rule = heterofl(&[0.5, 1.5])),
+            ("rule.split_mix.nets", |c| c.rule = split_mix(&[])),
+            ("rule.split_mix.nets", |c| c.rule = split_mix(&[1, 0])),
+            ("rule.depth_fl.classifiers", |c| c.rule = depth_fl(&[], 300)),
+            ("rule.inclusive_fl.sizes", |c| c.rule = inclusive_fl(&[0])),
+            ("rule.depth_fl.ramp", |c| c.rule = depth_fl(&[1], 0)),
+            ("rule.depthwise.trained_only", |c| {
+                let config = DepthwiseConfig::new(MemoryConfig::Machine);
+                c.rule = RuleConfig::Depthwise(DepthwiseConfig { trained_only: true, ..config });
+            }),
             ("rule.depthwise.mutual", |c| c.rule = depthwise(MemoryConfig::Same(Bytes(9)), Some(0.0))),
             ("rule.depthwise.mutual", |c| {
                 c.rule = depthwise(MemoryConfig::Same(Bytes(9)), Some(1.0));
@@ -457,8 +528,20 @@ mod tests {
             ("{ fedgen = { epochs = 2 } }", fedgen(|f| f.epochs = 2)),
             ("{ ntd = { tau = 3.0 } }", RuleConfig::Ntd(NtdConfig { beta: 1.0, tau: 3.0 })),
             ("{ moon = { mu = 1.0 } }", RuleConfig::Moon(MoonConfig { mu: 1.0, temperature: 0.5 })),
+            ("{ heterofl = { shares = [0.25, 1.0] } }", heterofl(&[0.25, 1.0])),
+            ("{ split_mix = { nets = [1, 4] } }", split_mix(&[1, 4])),
+            ("{ inclusive_fl = { sizes = [1, 4] } }", inclusive_fl(&[1, 4])),
+            ("{ depth_fl = { classifiers = [1, 4] } }", depth_fl(&[1, 4], 300)),
             ("{ depthwise = { memory = \"64 MiB\" } }", depthwise(None)),
             ("{ depthwise = { memory = \"64 MiB\", mutual = 1.0 } }", depthwise(Some(1.0))),
+            (
+                "{ depthwise = { memory = \"64 MiB\", heads = \"own\", trained_only = true } }",
+                RuleConfig::Depthwise(DepthwiseConfig {
+                    heads: Heads::Own,
+                    trained_only: true,
+                    ..DepthwiseConfig::new(MemoryConfig::Same(Bytes(64 << 20)))
+                }),
+            ),
         ] {
             let config = parse(&format!("rule = {text}")).unwrap();
             assert_eq!(config.rule, rule);

@@ -18,6 +18,13 @@ pub enum TrainingConfigError {
         /// What is possible.
         expected: &'static str,
     },
+    /// The model has no vector.
+    #[error("{source}")]
+    Schema {
+        /// What does not fit.
+        #[from]
+        source: SchemaError,
+    },
 }
 
 /// Training left the finite numbers.

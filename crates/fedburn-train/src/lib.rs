@@ -34,6 +34,7 @@
 //! let task = TrainTask {
 //!     round: RoundIndex(1),
 //!     global,
+//!     slice: Vec::new(),
 //!     seed: Seed::new(1),
 //!     side: SideInfo::default(),
 //!     reports: Reports::default(),
@@ -54,6 +55,7 @@ mod error;
 mod evaluate;
 mod gradients;
 mod label_flipping;
+mod parts;
 mod population;
 mod resident;
 mod rules;
@@ -69,15 +71,17 @@ pub use error::{CentralError, Diverged, TrainingConfigError};
 pub use evaluate::{ClassifierEvaluator, evaluate_classifier};
 pub use gradients::global_norm;
 pub use label_flipping::LabelFlipping;
+pub use parts::NamedPart;
 pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
-    Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, DepthwiseConfig, Descent, Ditto,
-    DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedGenRuleConfig, FedRep, FedRepConfig, GradientRule,
-    LocalDepthwise, LocalFedDyn, LocalFedGen, LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalRun, LocalScaffold,
-    LocalSgd, ModelContrast, MoonConfig, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig, PersonalConfig,
-    Proximal, ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, TrainModel, Trained, cross_entropy,
-    descend, edit_gradients,
+    Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, DepthFlConfig, DepthwiseConfig, Descent,
+    Ditto, DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedGenRuleConfig, FedRep, FedRepConfig, GradientRule,
+    Heads, HeteroFlConfig, InclusiveFlRuleConfig, LocalDepthFl, LocalDepthwise, LocalFedDyn, LocalFedGen,
+    LocalHeteroFl, LocalInclusiveFl, LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalRun, LocalScaffold, LocalSgd,
+    LocalSplitMix, MaskedCrossEntropy, ModelContrast, MoonConfig, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig,
+    PersonalConfig, Proximal, ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, SplitMixConfig,
+    TrainModel, Trained, cross_entropy, descend, edit_gradients,
 };
 pub use schedule::ScheduleConfig;
 pub use sgd::{Sgd, SgdConfig};

@@ -1,8 +1,10 @@
 //! One model in memory that stands in for every client of a worker.
 
+use std::sync::Arc;
+
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
-use fedburn_core::{ModelFamily, ParamVector, SchemaError, Seed, load_to_train};
+use fedburn_core::{ModelFamily, ParamVector, SchemaError, Seed, Slice, load_to_train, schema_of};
 
 /// A worker's training model. Clients come and go, the module stays: parameters are loaded into it for each client,
 /// which is much cheaper than building a module.
@@ -14,12 +16,14 @@ pub struct ResidentModel<B: Backend, F: ModelFamily<B>> {
     family: F,
     device: B::Device,
     model: Option<F::TrainModel>,
+    /// Share of the family's channels that the model has.
+    share: f64,
 }
 
 impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
     /// A slot for models of `family` on `device`; the first use builds one.
     pub fn new(family: F, device: B::Device) -> Self {
-        Self { family, device, model: None }
+        Self { family, device, model: None, share: 1.0 }
     }
 
     /// Where the model is.
@@ -33,11 +37,37 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
     /// # Errors
     /// [`SchemaError::Mismatch`] where the vector is not of this family.
     pub fn load(&mut self, params: &ParamVector<B>) -> Result<F::TrainModel, SchemaError> {
-        let model = self.model.take().unwrap_or_else(|| {
-            // The weights are overwritten below; which they were does not matter.
-            F::TrainModel::from_inner(self.family.init(Seed::new(0), &self.device))
-        });
-        load_to_train(model, params)
+        self.load_share(params, 1.0)
+    }
+
+    /// As [`ResidentModel::load`], for a model of a `share` of the family's channels ([`ModelFamily::slim`]). There is
+    /// one model at a time: another share than before builds anew.
+    ///
+    /// # Errors
+    /// [`SchemaError::Mismatch`] where the vector is not of such a model, or the family has none.
+    pub fn load_share(&mut self, params: &ParamVector<B>, share: f64) -> Result<F::TrainModel, SchemaError> {
+        load_to_train(self.take(share), params)
+    }
+
+    /// As [`ResidentModel::load`] for a part of the model, and where it lies; what it does not hold is zero.
+    ///
+    /// # Errors
+    /// [`SchemaError`] where the vector is of no part of this family's model, as [`Slice::new`] says.
+    pub fn load_part(&mut self, part: &ParamVector<B>) -> Result<(F::TrainModel, Slice), SchemaError> {
+        let model = self.take(1.0);
+        let slice = Slice::new(Arc::new(schema_of(&model)?), part.schema().clone())?;
+        let params = slice.put(part, &ParamVector::zeros(slice.whole().clone(), &self.device))?;
+        Ok((load_to_train(model, &params)?, slice))
+    }
+
+    fn take(&mut self, share: f64) -> F::TrainModel {
+        let kept = self.model.take().filter(|_| self.share == share);
+        self.share = share;
+        kept.unwrap_or_else(|| {
+            let slim = if share < 1.0 { self.family.slim(share) } else { None };
+            // The weights are overwritten before anybody sees them; which they are does not matter.
+            F::TrainModel::from_inner(slim.as_ref().unwrap_or(&self.family).init(Seed::new(0), &self.device))
+        })
     }
 
     /// Puts a model back for the next client and returns its inference form, running statistics synchronised.

@@ -75,14 +75,23 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
         if data.is_empty() {
             return Err(TrainError::NoData { client: self.id });
         }
-        let model = self.resident.borrow_mut().load(&task.global).map_err(|e| self.schema_error(e))?;
+        let share = self.training.share(self.id);
+        let resident = self.resident.borrow_mut();
+        let loaded = match task.slice.is_empty() || share < 1.0 {
+            true => resident.load_share(&task.global, share).map(|model| (model, None)),
+            false => resident.load_part(&task.global).map(|(model, slice)| (model, Some(slice))),
+        };
+        let (model, slice) = loaded.map_err(|e| self.schema_error(e))?;
         let device = self.resident.borrow().device().clone();
         let run = LocalRun { client: self.id, task, data, training: &self.training, device: &device };
         // A rule changes its state in `train`; a result that is refused below must not leave it changed.
         let before = self.rule.state();
         let trained = self.rule.train(model, &run)?;
         let model = self.resident.borrow_mut().keep(trained.model);
-        let params = flatten(&model).and_then(|flat| task.global.with_values(flat.into_values()));
+        let params = flatten(&model).and_then(|flat| match slice {
+            Some(slice) => slice.take(&flat),
+            None => task.global.with_values(flat.into_values()),
+        });
         let params = params.map_err(|e| self.schema_error(e))?;
         if !params.is_finite() {
             let diverged = run.diverged(Diverged { step: trained.steps.saturating_sub(1) });

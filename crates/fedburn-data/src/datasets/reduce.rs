@@ -18,7 +18,7 @@ use crate::{DatasetError, Examples, Inputs};
 /// use fedburn_data::datasets::{DatasetConfig, ReduceConfig, load};
 ///
 /// let digits = load(&DatasetConfig::Digits {}, Path::new("data"))?;
-/// let small = ReduceConfig { train: Some(500), test: Some(100), pool: 2 }.apply(digits)?;
+/// let small = ReduceConfig { train: Some(500), test: Some(100), pool: 2, pad: 0 }.apply(digits)?;
 /// assert_eq!((small.train.len(), small.test.len(), small.train.shape()), (500, 100, [1, 4, 4]));
 /// # Ok::<(), fedburn_data::DatasetError>(())
 /// ```
@@ -33,11 +33,14 @@ pub struct ReduceConfig {
     pub test: Option<usize>,
     /// Side, in pixels, of the squares that become one pixel, their mean; divides height and width. 1 changes nothing.
     pub pool: usize,
+    /// Empty pixels (of value 0, or what normalisation makes of it) put around each image, after pooling; so 2 makes 32 by
+    /// 32 pixels of 28 by 28. 0 changes nothing.
+    pub pad: usize,
 }
 
 impl Default for ReduceConfig {
     fn default() -> Self {
-        Self { train: None, test: None, pool: 1 }
+        Self { train: None, test: None, pool: 1, pad: 0 }
     }
 }
 
@@ -75,15 +78,27 @@ impl ReduceConfig {
                 expected: format!("a divisor of the images' height and width, {height} and {width}"),
             });
         }
-        let mut values = Vec::with_capacity(kept.len() * channels * height * width / self.pool.pow(2));
-        let mut input = Vec::new();
+        let [rows, columns] = [height, width].map(|side| side / self.pool);
+        if self.pad > rows.max(columns) {
+            return Err(DatasetError::Setting {
+                field: "pad",
+                value: self.pad.to_string(),
+                expected: format!("0 to {}, the longer side of an image", rows.max(columns)),
+            });
+        }
+        let shape = [channels, rows + 2 * self.pad, columns + 2 * self.pad];
+        let mut values = Vec::with_capacity(kept.len() * shape.iter().product::<usize>());
+        let (mut input, mut small) = (Vec::new(), Vec::new());
         for &index in kept {
             input.clear();
             examples.append_input(index, &mut input);
-            input.chunks_exact(height * width).for_each(|plane| self.shrink(plane, width, &mut values));
+            for (channel, plane) in input.chunks_exact(height * width).enumerate() {
+                small.clear();
+                self.shrink(plane, width, &mut small);
+                self.surround(&small, columns, examples.empty(channel), &mut values);
+            }
         }
         let labels = kept.iter().map(|&index| examples.labels()[index]).collect();
-        let shape = [channels, height / self.pool, width / self.pool];
         Examples::new(Inputs::F32(values), shape, labels, examples.num_classes())
     }
 
@@ -95,6 +110,17 @@ impl ReduceConfig {
                 out.push(square.sum::<f32>() / (pool * pool) as f32);
             }
         }
+    }
+
+    fn surround(&self, plane: &[f32], width: usize, empty: f32, out: &mut Vec<f32>) {
+        let edge = self.pad * (width + 2 * self.pad);
+        out.extend(std::iter::repeat_n(empty, edge));
+        for row in plane.chunks_exact(width) {
+            out.extend(std::iter::repeat_n(empty, self.pad));
+            out.extend_from_slice(row);
+            out.extend(std::iter::repeat_n(empty, self.pad));
+        }
+        out.extend(std::iter::repeat_n(empty, edge));
     }
 }
 
@@ -134,7 +160,8 @@ mod tests {
 
     #[test]
     fn kept_examples_are_some_of_all_and_pixels_are_means() {
-        let (whole, small) = (digits(), ReduceConfig { train: Some(40), test: None, pool: 4 }.apply(digits()).unwrap());
+        let (whole, small) =
+            (digits(), ReduceConfig { train: Some(40), test: None, pool: 4, pad: 0 }.apply(digits()).unwrap());
         assert_eq!((small.train.shape(), small.test.len()), ([1, 2, 2], whole.test.len()));
         let values = |examples: &Examples, index| {
             examples.batch::<Flex>(&[index], &FlexDevice).inputs.into_data().to_vec::<f32>().unwrap()
@@ -155,8 +182,31 @@ mod tests {
     }
 
     #[test]
+    fn images_get_an_empty_border() {
+        let pixels = (1..=12).collect::<Vec<u8>>();
+        let inputs = Inputs::normalised(pixels, &[0.5, 0.25], &[0.5, 0.5]);
+        let examples = Arc::new(Examples::new(inputs, [2, 2, 3], vec![fedburn_core::ClassId(0)], 1).unwrap());
+        let dataset = Dataset { train: examples.clone(), test: examples.clone(), ..digits() };
+        let padded = ReduceConfig { pad: 2, ..ReduceConfig::default() }.apply(dataset).unwrap();
+        assert_eq!(padded.train.shape(), [2, 6, 7]);
+        let values =
+            |examples: &Examples| examples.batch::<Flex>(&[0], &FlexDevice).inputs.into_data().to_vec::<f32>().unwrap();
+        let (before, after) = (values(&examples), values(&padded.train));
+        for (place, found) in after.into_iter().enumerate() {
+            let (channel, row, column) = (place / 42, place / 7 % 6, place % 7);
+            let inside = (2..4).contains(&row) && (2..5).contains(&column);
+            let expected = match inside {
+                true => before[channel * 6 + (row - 2) * 3 + column - 2],
+                // What black becomes, (0 - mean) / std.
+                false => [-1.0, -0.5][channel],
+            };
+            assert_eq!(found, expected, "channel {channel}, row {row}, column {column}");
+        }
+    }
+
+    #[test]
     fn which_are_kept_does_not_change_and_impossible_amounts_are_refused() {
-        let reduce = |train, test, pool| ReduceConfig { train, test, pool }.apply(digits());
+        let reduce = |train, test, pool| ReduceConfig { train, test, pool, pad: 0 }.apply(digits());
         let labels = |n| reduce(Some(n), None, 1).unwrap().train.labels().to_vec();
         assert_eq!(labels(300), labels(300));
         assert!(reduce(None, None, 1).unwrap().train.len() == 1438);
@@ -166,6 +216,7 @@ mod tests {
             (reduce(None, Some(360), 1), "test"),
             (reduce(None, None, 3), "pool"),
             (reduce(None, None, 0), "pool"),
+            (ReduceConfig { pad: 9, ..ReduceConfig::default() }.apply(digits()), "pad"),
         ] {
             let error = wrong.unwrap_err().to_string();
             assert!(error.contains(&format!("`{field}`")), "{error}");

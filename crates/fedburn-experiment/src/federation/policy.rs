@@ -316,6 +316,7 @@ mod tests {
         Request::Train(TrainTask {
             round: RoundIndex(1),
             global: vector(&[1.0], &schema(&[1]), &FlexDevice),
+            slice: Vec::new(),
             seed: Seed::new(0),
             side: SideInfo::default(),
             reports,

@@ -158,6 +158,33 @@ pub(super) fn backward(
     [dx, dw, db]
 }
 
+/// Values that the passes work on besides what they are given and make.
+pub(super) fn workspace(geometry: &Geometry) -> usize {
+    dispatch(Workspace { geometry })
+}
+
+struct Workspace<'a> {
+    geometry: &'a Geometry,
+}
+
+impl WithSimd for Workspace<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> usize {
+        let g = self.geometry;
+        let planes = g.forward(S::F32_LANES);
+        let values = planes.len() + g.outputs * planes.starts.len() * S::F32_LANES;
+        let weight_gradient = WeightGradient::images(g.batch, values) * values;
+        let forward = g.groups * Panels::len::<S>(g.outputs, g.fan_in()) + planes.len();
+        let input_gradient = |(planes, taps): (Planes, Vec<usize>)| {
+            g.groups * Panels::len::<S>(g.inputs, g.outputs * taps.len()) + planes.len()
+        };
+        let phases = g.backward(S::F32_LANES).into_iter().map(input_gradient);
+        phases.chain([forward, weight_gradient]).max().unwrap_or(0)
+    }
+}
+
 struct Forward<'a> {
     geometry: &'a Geometry,
     x: &'a [f32],
@@ -173,17 +200,19 @@ impl WithSimd for Forward<'_> {
         let Self { geometry: g, x, weight, bias } = self;
         let planes = g.forward(S::F32_LANES);
         let (fan_in, group) = (g.fan_in(), g.outputs * g.fan_in());
-        let panels: Vec<_> = (0..g.groups)
-            .map(|i| Panels::new::<S>(g.outputs, fan_in, |o, k| weight[i * group + o * fan_in + k]))
+        let len = Panels::len::<S>(g.outputs, fan_in);
+        let mut scratch = Scratch::zeroed(g.groups * len + planes.len());
+        let (weights, scratch) = scratch.split_at_mut(g.groups * len);
+        let panels: Vec<_> = (weights.chunks_exact_mut(len).enumerate())
+            .map(|(i, weights)| Panels::new::<S>(g.outputs, fan_in, weights, |o, k| weight[i * group + o * fan_in + k]))
             .collect();
         let mut y = vec![0.0; g.batch * g.groups * g.output_len()];
-        let mut scratch = Scratch::zeroed(planes.len());
         let images = x.chunks_exact(g.input_len()).zip(y.chunks_exact_mut(g.output_len()));
         for (i, (x, y)) in images.enumerate() {
             let group = i % g.groups;
-            planes.fill(x, &mut scratch);
+            planes.fill(x, scratch);
             let bias = bias.map(|b| &b[group * g.outputs..][..g.outputs]);
-            convolve(simd, &planes, &panels[group], bias, &scratch, y);
+            convolve(simd, &planes, &panels[group], bias, scratch, y);
         }
         y
     }
@@ -204,19 +233,21 @@ impl WithSimd for InputGradient<'_> {
         let area = g.kernel[0] * g.kernel[1];
         let mut dx = vec![0.0; g.batch * g.groups * g.input_len()];
         for (planes, taps) in g.backward(S::F32_LANES) {
-            let panels: Vec<_> = (0..g.groups)
-                .map(|i| {
-                    Panels::new::<S>(g.inputs, g.outputs * taps.len(), |c, k| {
+            let len = Panels::len::<S>(g.inputs, g.outputs * taps.len());
+            let mut scratch = Scratch::zeroed(g.groups * len + planes.len());
+            let (weights, scratch) = scratch.split_at_mut(g.groups * len);
+            let panels: Vec<_> = (weights.chunks_exact_mut(len).enumerate())
+                .map(|(i, weights)| {
+                    Panels::new::<S>(g.inputs, g.outputs * taps.len(), weights, |c, k| {
                         let output = i * g.outputs + k / taps.len();
                         weight[(output * g.inputs + c) * area + taps[k % taps.len()]]
                     })
                 })
                 .collect();
-            let mut scratch = Scratch::zeroed(planes.len());
             let images = dy.chunks_exact(g.output_len()).zip(dx.chunks_exact_mut(g.input_len()));
             for (i, (dy, dx)) in images.enumerate() {
-                planes.fill(dy, &mut scratch);
-                convolve(simd, &planes, &panels[i % g.groups], None, &scratch, dx);
+                planes.fill(dy, scratch);
+                convolve(simd, &planes, &panels[i % g.groups], None, scratch, dx);
             }
         }
         dx
@@ -232,6 +263,11 @@ struct WeightGradient<'a> {
 impl WeightGradient<'_> {
     /// Values of inputs and gradients that a pass works on: about what the second-level cache holds.
     const PASS: usize = 1 << 18;
+
+    /// Images that a pass works on, each of so many values of inputs and gradients.
+    fn images(batch: usize, values: usize) -> usize {
+        (Self::PASS / values.max(1)).clamp(1, batch.max(1))
+    }
 }
 
 impl WithSimd for WeightGradient<'_> {
@@ -243,9 +279,9 @@ impl WithSimd for WeightGradient<'_> {
         let planes = g.forward(S::F32_LANES);
         let (image, vectors) = (planes.len(), planes.starts.len());
         let row = vectors * S::F32_LANES;
-        let pass = (Self::PASS / (image + g.outputs * row).max(1)).clamp(1, g.batch.max(1));
-        let mut inputs = Scratch::zeroed(pass * image);
-        let mut gradients = Scratch::zeroed(g.outputs * pass * row);
+        let pass = Self::images(g.batch, image + g.outputs * row);
+        let mut scratch = Scratch::zeroed(pass * (image + g.outputs * row));
+        let (inputs, gradients) = scratch.split_at_mut(pass * image);
         let mut dw = vec![0.0; g.groups * g.outputs * g.fan_in()];
         let (input, output) = (g.input_len(), g.output_len());
         for first in (0..g.batch).step_by(pass) {
@@ -261,10 +297,10 @@ impl WithSimd for WeightGradient<'_> {
                 }
                 let dw = &mut dw[group * g.outputs * g.fan_in()..][..g.outputs * g.fan_in()];
                 let correlation = Correlation {
-                    left: &gradients,
+                    left: gradients,
                     rows: g.outputs,
                     row: pass * row,
-                    right: &inputs,
+                    right: inputs,
                     offsets: &planes.offsets,
                     starts: &planes.starts,
                     blocks: images,

@@ -97,6 +97,21 @@ pub(super) fn backward(
     [dx, dw, db]
 }
 
+/// Values that the passes work on besides what they are given and make: `gemm` copies small matrices whole, and keeps
+/// for each thread as much as the second-level cache holds once there were larger ones or some that fill its vectors.
+pub(super) fn workspace(batch: usize, inputs: usize, outputs: usize) -> usize {
+    /// Values in a second-level cache.
+    const CACHE: usize = 1 << 18;
+    const SMALL: usize = 256;
+    if batch.min(inputs).min(outputs) <= 1 {
+        0
+    } else if outputs.is_multiple_of(4) || batch.max(inputs).max(outputs) > SMALL {
+        CACHE
+    } else {
+        (batch + inputs) * outputs
+    }
+}
+
 /// A matrix by columns.
 struct Transpose<'a> {
     values: &'a [f32],

@@ -55,6 +55,10 @@ impl<B: HostBackend> OwnKernels<B> for HostKernels {
         tensor::<B>(y, geometry.output(), x)
     }
 
+    fn conv2d_workspace(&self, x: [usize; 4], weight: [usize; 4], options: &ConvOptions<2>) -> usize {
+        conv2d::workspace(&conv2d::Geometry::new(x, weight, options))
+    }
+
     fn conv2d_backward(
         &self,
         x: &FloatTensor<B>,
@@ -126,6 +130,10 @@ impl<B: HostBackend> OwnKernels<B> for HostKernels {
         let bias = bias.map(B::values);
         let y = linear::forward(&B::values(x), &B::values(weight), inputs, bias.as_deref(), relu);
         tensor::<B>(y, [batch, outputs], x)
+    }
+
+    fn linear_workspace(&self, batch: usize, [inputs, outputs]: [usize; 2]) -> usize {
+        linear::workspace(batch, inputs, outputs)
     }
 
     fn linear_backward(

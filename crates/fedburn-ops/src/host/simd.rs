@@ -28,10 +28,18 @@ pub(super) struct Scratch(Vec<f32>);
 
 impl Scratch {
     pub(super) fn zeroed(len: usize) -> Self {
-        let mut memory = POOL.with_borrow_mut(Vec::pop).unwrap_or_default();
-        memory.clear();
-        memory.resize(len, 0.0);
-        Self(memory)
+        match POOL.with_borrow_mut(Vec::pop) {
+            Some(mut memory) if memory.capacity() >= len => {
+                memory.clear();
+                memory.resize(len, 0.0);
+                Self(memory)
+            }
+            // What is too small is freed before there is more, and there is no more than asked for.
+            small => {
+                drop(small);
+                Self(vec![0.0; len])
+            }
+        }
     }
 }
 

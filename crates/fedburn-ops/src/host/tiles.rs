@@ -3,23 +3,36 @@
 use pulp::{Simd, WithSimd};
 
 use super::planes::Planes;
-use super::simd::Scratch;
 
 /// Weights in the order in which [`convolve`] reads them: blocks of outputs, in each block all inputs and taps, for
 /// each of these the block's outputs, zeros where there are no more.
-pub(super) struct Panels {
+pub(super) struct Panels<'a> {
     outputs: usize,
     /// Outputs in a block.
     height: usize,
-    weights: Scratch,
+    weights: &'a [f32],
 }
 
-impl Panels {
+impl<'a> Panels<'a> {
     /// As many sums as the registers hold: 8 outputs by 3 vectors where there are 32 registers, else 4 by 3.
+    const fn height<S: Simd>() -> usize {
+        if S::REGISTER_COUNT >= 32 { 8 } else { 4 }
+    }
+
+    /// Values that they take, in whole lines of cache.
+    pub(super) const fn len<S: Simd>(outputs: usize, fan_in: usize) -> usize {
+        (outputs.next_multiple_of(Self::height::<S>()) * fan_in).next_multiple_of(16)
+    }
+
+    /// Panels in `weights`, zeros of [`len`](Self::len).
     #[inline(always)]
-    pub(super) fn new<S: Simd>(outputs: usize, fan_in: usize, weight: impl Fn(usize, usize) -> f32) -> Self {
-        let height = if S::REGISTER_COUNT >= 32 { 8 } else { 4 };
-        let mut weights = Scratch::zeroed(outputs.next_multiple_of(height) * fan_in);
+    pub(super) fn new<S: Simd>(
+        outputs: usize,
+        fan_in: usize,
+        weights: &'a mut [f32],
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Self {
+        let height = Self::height::<S>();
         for output in 0..outputs {
             let block = &mut weights[output / height * height * fan_in..][..height * fan_in];
             for k in 0..fan_in {
@@ -35,7 +48,7 @@ impl Panels {
 pub(super) fn convolve<S: Simd>(
     simd: S,
     planes: &Planes,
-    panels: &Panels,
+    panels: &Panels<'_>,
     bias: Option<&[f32]>,
     x: &[f32],
     y: &mut [f32],

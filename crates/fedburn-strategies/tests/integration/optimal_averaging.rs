@@ -262,6 +262,7 @@ fn task(global: [f32; 3]) -> TrainTask<Flex> {
     TrainTask {
         round: RoundIndex(1),
         global: vector(&global, &schema(&[3]), &FlexDevice),
+        slice: Vec::new(),
         seed: Seed::new(1),
         side: SideInfo::default(),
         reports: Reports::default(),

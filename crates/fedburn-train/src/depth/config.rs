@@ -8,15 +8,20 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor}
 use serde::ser::{Serialize, Serializer};
 
 use super::Bytes;
+use super::machine::available;
 
-/// The memory of clients: `"64 MiB"` for each, `["16 MiB", "64 MiB"]` for groups of clients, or
-/// `{ shares = [0.25, 0.5, 1.0] }` for groups whose budgets are shares of what training the whole model takes.
+/// The memory of clients: `"64 MiB"` for each, `["16 MiB", "64 MiB"]` for groups of clients,
+/// `{ shares = [0.25, 0.5, 1.0] }` for groups whose budgets are shares of what training the whole model takes, or
+/// `"machine"` for what the machine of each has to give.
 ///
 /// Groups are as large as each other: client `i` of `N` is in group `floor(G i / N)` of `G`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MemoryConfig {
     /// The same for each client.
     Same(Bytes),
+    /// What the client's machine could give without swapping when its process first asked; nothing where the machine does
+    /// not tell, which only Linux does. Two runs may differ.
+    Machine,
     /// One budget a group.
     Groups(Vec<Bytes>),
     /// One share a group, above 0.
@@ -27,7 +32,7 @@ impl MemoryConfig {
     /// Number of groups.
     pub fn groups(&self) -> usize {
         match self {
-            Self::Same(_) => 1,
+            Self::Same(_) | Self::Machine => 1,
             Self::Groups(budgets) => budgets.len(),
             Self::Shares(shares) => shares.len(),
         }
@@ -35,14 +40,14 @@ impl MemoryConfig {
 
     /// The group of `client`, one of `clients`.
     pub fn group(&self, client: ClientId, clients: usize) -> usize {
-        let group = client.0 as u128 * self.groups() as u128 / clients.max(1) as u128;
-        usize::try_from(group).unwrap_or(usize::MAX).min(self.groups().saturating_sub(1))
+        group_of(self.groups(), client, clients)
     }
 
     /// The budget of a group; nothing where there is no such group. `whole` is what training the whole model takes.
     pub fn budget(&self, group: usize, whole: Bytes) -> Bytes {
         match self {
             Self::Same(budget) => *budget,
+            Self::Machine => available(),
             Self::Groups(budgets) => budgets.get(group).copied().unwrap_or_default(),
             // Casts of floats saturate.
             Self::Shares(shares) => Bytes(shares.get(group).map_or(0, |share| (share * whole.0 as f64) as u64)),
@@ -53,11 +58,20 @@ impl MemoryConfig {
     pub(crate) fn is_possible(&self) -> bool {
         self.groups() > 0
             && match self {
-                Self::Same(_) | Self::Groups(_) => true,
+                Self::Same(_) | Self::Machine | Self::Groups(_) => true,
                 Self::Shares(shares) => shares.iter().all(|share| *share > 0.0 && share.is_finite()),
             }
     }
 }
+
+/// The group of `client`, one of `clients`, where there are so many as large as each other: `floor(G i / N)`.
+pub(crate) fn group_of(groups: usize, client: ClientId, clients: usize) -> usize {
+    let group = client.0 as u128 * groups as u128 / clients.max(1) as u128;
+    usize::try_from(group).unwrap_or(usize::MAX).min(groups.saturating_sub(1))
+}
+
+/// The text of [`MemoryConfig::Machine`].
+const MACHINE: &str = "machine";
 
 /// The table of [`MemoryConfig::Shares`].
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -70,6 +84,7 @@ impl Serialize for MemoryConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Same(budget) => budget.serialize(serializer),
+            Self::Machine => serializer.serialize_str(MACHINE),
             Self::Groups(budgets) => budgets.serialize(serializer),
             Self::Shares(shares) => Shares { shares: shares.clone() }.serialize(serializer),
         }
@@ -89,11 +104,14 @@ impl<'de> Visitor<'de> for AnyForm {
     type Value = MemoryConfig;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("\"64 MiB\", a list of such amounts, or { shares = [0.25, 0.5, 1.0] }")
+        f.write_str("\"64 MiB\", \"machine\", a list of such amounts, or { shares = [0.25, 0.5, 1.0] }")
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<MemoryConfig, E> {
-        text.parse().map(MemoryConfig::Same).map_err(E::custom)
+        match text {
+            MACHINE => Ok(MemoryConfig::Machine),
+            amount => amount.parse().map(MemoryConfig::Same).map_err(E::custom),
+        }
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<MemoryConfig, A::Error> {
@@ -115,9 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn three_forms_are_read_and_written() {
+    fn all_forms_are_read_and_written() {
         for (text, expected) in [
             ("'64 MiB'", MemoryConfig::Same(Bytes(64 << 20))),
+            ("'machine'", MemoryConfig::Machine),
             ("['1 KiB', '3 B']", MemoryConfig::Groups(vec![Bytes(1024), Bytes(3)])),
             ("{ shares = [0.25, 1.0] }", MemoryConfig::Shares(vec![0.25, 1.0])),
         ] {
@@ -128,6 +147,7 @@ mod tests {
         for (wrong, word) in [
             ("64", "list of such amounts"),
             ("'64 MB'", "`64 MB` is no amount"),
+            ("'machines'", "`machines` is no amount"),
             ("['64 MiB', '1']", "`1` is no amount"),
             ("{ share = [1.0] }", "unknown field `share`"),
         ] {

@@ -28,6 +28,9 @@ pub struct Part {
     pub blocks: Range<usize>,
     /// Whether the stem is trained too: in the first part, where it sees what the stem makes.
     pub stem: bool,
+    /// The block whose own classifier is trained in place of the head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<usize>,
     /// What a step takes.
     pub bytes: Bytes,
 }
@@ -62,17 +65,21 @@ impl StepMemory {
         let mut parts: Vec<Part> = Vec::new();
         for block in first..count {
             let joined = parts.last().map(|part| (part.blocks.start..block + 1, part.stem));
-            let joined = joined.map(|(blocks, stem)| Part { bytes: self.step(blocks.clone(), stem), blocks, stem });
+            let joined = joined.map(|(blocks, stem)| self.part(blocks, stem));
             match (joined.filter(|part| part.bytes <= budget), parts.last_mut()) {
                 (Some(joined), Some(last)) => *last = joined,
                 _ => {
                     let (blocks, stem) = (block..block + 1, block == first && self.sees_stem(first));
-                    parts.push(Part { bytes: self.step(blocks.clone(), stem), blocks, stem });
+                    parts.push(self.part(blocks, stem));
                 }
             }
         }
         let route = (0..count).filter(|&block| block >= first || !self.blocks[block].keeps_shape).collect();
         Ok(Cut { route, parts })
+    }
+
+    fn part(&self, blocks: Range<usize>, stem: bool) -> Part {
+        Part { bytes: self.step(blocks.clone(), stem), exit: self.exit(&blocks, stem), blocks, stem }
     }
 
     /// The smallest budget in which every block from `first` can be trained.
@@ -99,7 +106,7 @@ mod tests {
     const PARAMETERS: [u64; 9] = [4672, 4672, 4672, 14432, 18560, 18560, 57536, 73984, 73984];
 
     fn size(parameters: u64, activations: u64, keeps_shape: bool) -> Size {
-        Size { parameters, activations, in_hand: 0, keeps_shape }
+        Size { parameters, tensors: 0, activations, in_hand: 0, keeps_shape }
     }
 
     /// PreResNet-20 for ten classes and 32 by 32 pixels, trained with momentum in batches of 128.
@@ -109,7 +116,11 @@ mod tests {
             stem: size(464, 16384, false),
             blocks: (0..9).map(block).collect(),
             head: size(778, 8256, false),
+            exits: Vec::new(),
+            own_heads: false,
             batch: 128,
+            input: 3072,
+            workspace: 0,
             slots: 1,
             number: 4,
         }
@@ -123,7 +134,11 @@ mod tests {
             blocks: memory.blocks.into_iter().map(only).collect(),
             stem: none,
             head: none,
+            exits: Vec::new(),
+            own_heads: false,
             batch: 1,
+            input: 0,
+            workspace: 0,
             slots: 0,
             number: 1,
         }
@@ -165,7 +180,7 @@ mod tests {
     #[test]
     fn enough_for_everything_is_one_part() {
         let memory = activations_only(preresnet20());
-        let whole = Part { blocks: 0..9, stem: true, bytes: memory.whole() };
+        let whole = Part { blocks: 0..9, stem: true, exit: None, bytes: memory.whole() };
         assert_eq!(memory.cut(Bytes(393_280)).unwrap(), Cut { route: Vec::from_iter(0..9), parts: vec![whole] });
     }
 
@@ -213,8 +228,9 @@ mod tests {
     fn too_little_says_what_would_do() {
         let memory = preresnet20();
         let error = memory.cut(Bytes(1 << 20)).unwrap_err();
-        // Block 8, or 9, which is as large, with the head; everything before frozen.
-        let last = 4 * (272_314 + 2 * (73_984 + 778) + 128 * (16_384 + 8_256));
+        // Block 8, or 9, which is as large, everything before frozen; when it is at work the head has its gradient.
+        let last = 4 * (272_314 + 2 * 74_762 + 128 * (3072 + 16_384));
+        let last = last.max(4 * (272_314 + 74_762 + 778 + 128 * (3072 + 16_384 + 8_256)));
         assert_eq!(error.smallest, Bytes(last));
         assert_eq!(error.all, memory.step(0..1, true));
         assert!(error.to_string().starts_with("insufficient memory: 1.00 MiB, expected at least"), "{error}");
@@ -225,32 +241,69 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_hand_comes_on_top() {
+    fn what_is_in_hand_comes_on_top_and_gradients_take_the_place_of_activations() {
         let in_hand = |of: Size, in_hand| Size { in_hand, ..of };
-        let blocks = vec![in_hand(size(2, 10, true), 9), in_hand(size(3, 20, true), 4)];
         let memory = StepMemory {
             stem: in_hand(size(1, 5, false), 50),
-            blocks,
-            head: size(1, 7, false),
+            blocks: vec![in_hand(size(2, 10, true), 9), in_hand(size(300, 20, true), 4)],
+            head: in_hand(size(1, 7, false), 2),
+            exits: Vec::new(),
+            own_heads: false,
             batch: 10,
+            input: 3,
+            workspace: 100,
             slots: 1,
             number: 4,
         };
-        // All parameters, gradient and momentum of the trained ones, and the most at a time.
-        assert_eq!(memory.whole(), Bytes(4 * (7 + 2 * 7 + 10 * 50)), "the stem's own maps");
-        let small = StepMemory { stem: size(1, 5, false), ..memory };
-        assert_eq!(small.whole(), Bytes(4 * (7 + 2 * 7 + 10 * (7 + 5 + 10 + 20 + 4))));
-        assert_eq!(small.step(1..2, false), Bytes(4 * (7 + 2 * 4 + 10 * (7 + 20 + 4))));
-        assert_eq!(small.step(0..1, true), Bytes(4 * (7 + 2 * 4 + 10 * (7 + 5 + 10 + 9))));
-        assert_eq!(small.lasting(0..1, true), Bytes(4 * (7 + 2 * 4 + 10 * (7 + 5 + 10))));
+        let bytes = |lasting: u64, most: u64| Bytes(4 * (304 + 100 + 10 * 3 + lasting + most));
+        assert_eq!(memory.whole(), bytes(304, 304 + 10 * (5 + 50)), "at the stem everything else has a gradient");
+        assert_eq!(memory.step(0..1, true), bytes(4, 4 + 10 * (5 + 50)));
+        assert_eq!(memory.step(0..1, false), bytes(3, 10 * 50), "the frozen stem");
+        let small = StepMemory { stem: size(1, 5, false), ..memory.clone() };
+        assert_eq!(small.whole(), bytes(304, 301 + 10 * (5 + 10 + 20 + 4)), "the second block");
+        assert_eq!(small.step(0..1, true), bytes(4, 304), "the model once more, to be sent");
+        assert_eq!(small.step(1..2, false), bytes(301, 301 + 10 * (20 + 4)));
+        let tensors = |of: Size, tensors| Size { tensors, ..of };
+        let blocks = vec![tensors(small.blocks[0], 2), tensors(small.blocks[1], 3)];
+        let kept_account_of = StepMemory { blocks, ..small.clone() };
+        assert_eq!(kept_account_of.step(1..2, false).0 - small.step(1..2, false).0, 4096 * (5 + 3));
+        let deep = StepMemory { head: in_hand(size(1, 7, false), 20), ..small };
+        assert_eq!(deep.step(0..1, true), bytes(4, 1 + 10 * (5 + 10 + 7 + 20)), "the head");
+        assert_eq!(deep.lasting(0..1, true), Bytes(4 * (304 + 2 * 4 + 10 * (5 + 10 + 7))));
+    }
+
+    #[test]
+    fn parts_of_the_model_have_heads_of_their_own_and_the_whole_has_its_head() {
+        let exits = (0..9).map(|block| size(1000, ACTIVATIONS[block] / 64, false)).collect();
+        let memory = StepMemory { exits, own_heads: true, ..preresnet20() };
+        assert_eq!(memory.parameters(), 272_314 + 9000);
+        let heads = |cut: &Cut| cut.parts.iter().map(|part| part.exit).collect::<Vec<_>>();
+        assert_eq!(heads(&memory.cut(memory.whole()).unwrap()), [None]);
+        let cut = memory.cut(memory.needed_from(0)).unwrap();
+        assert!(cut.parts.len() > 1);
+        assert!(cut.parts.iter().all(|part| part.exit == Some(part.blocks.end - 1)), "{cut:?}");
+        let lasting = |exit: u64, kept: u64| Bytes(4 * (281_314 + 2 * (73_984 + exit) + 128 * (16_384 + kept)));
+        assert_eq!(memory.lasting(8..9, false), lasting(1000, 256));
+        let shared = StepMemory { own_heads: false, ..memory };
+        assert_eq!(shared.lasting(8..9, false), lasting(778, 8256));
     }
 
     fn any_memory() -> impl Strategy<Value = StepMemory> {
-        let size =
-            |(parameters, activations, in_hand, keeps_shape)| Size { parameters, activations, in_hand, keeps_shape };
+        let size = |(parameters, activations, in_hand, keeps_shape)| Size {
+            parameters,
+            tensors: 0,
+            activations,
+            in_hand,
+            keeps_shape,
+        };
         let sizes = move || (0u64..50, 0u64..50, 0u64..50, any::<bool>()).prop_map(size);
-        (sizes(), prop::collection::vec(sizes(), 1..12), sizes(), 1u64..5, 0u64..3)
-            .prop_map(|(stem, blocks, head, batch, slots)| StepMemory { stem, blocks, head, batch, slots, number: 4 })
+        (sizes(), prop::collection::vec(sizes(), 1..12), sizes(), 1u64..5, 0u64..3).prop_map(
+            |(stem, blocks, head, batch, slots)| {
+                let (input, workspace) = (3, 7);
+                let (exits, own_heads) = (Vec::new(), false);
+                StepMemory { stem, blocks, head, exits, own_heads, batch, input, workspace, slots, number: 4 }
+            },
+        )
     }
 
     proptest! {
@@ -286,7 +339,7 @@ mod tests {
             prop_assert!(memory.cut(error.smallest).is_ok());
             prop_assert!(error.smallest.0 == 0 || memory.cut(Bytes(error.smallest.0 - 1)).is_err());
             let whole = memory.cut(memory.whole()).unwrap();
-            prop_assert_eq!(whole.parts, vec![Part { blocks: 0..memory.num_blocks(), stem: true, bytes: memory.whole() }]);
+            prop_assert_eq!(whole.parts, vec![Part { blocks: 0..memory.num_blocks(), stem: true, exit: None, bytes: memory.whole() }]);
         }
     }
 }

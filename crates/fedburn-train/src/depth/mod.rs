@@ -10,9 +10,11 @@
 mod bytes;
 mod config;
 mod cut;
+mod machine;
 mod memory;
 
 pub use bytes::{Bytes, BytesError};
 pub use config::MemoryConfig;
+pub(crate) use config::group_of;
 pub use cut::{Cut, Part, TooLittleMemory};
 pub use memory::StepMemory;

@@ -30,6 +30,10 @@
 //! and both take a step for each batch. State: the own model, where there is one; a client without begins with the
 //! received one. The server averages, as for plain SGD.
 //!
+//! **m-FeDepth** ([`Heads::Own`]): a part is trained with a classifier of its last block's own, the model's head by clients
+//! alone whose memory is enough for the whole model. With [`DepthwiseConfig::trained_only`] each tensor is the mean over
+//! the clients that hold it, weights `n_k`; what nobody holds keeps its value.
+//!
 //! What is frozen is evaluated outside of automatic differentiation, leaves nothing behind and is not stepped. Departures
 //! from the published code: momentum begins at zero in each part, where the code's one optimiser goes on to move, by
 //! momentum and weight decay, what was trained before; the stem of a transformer is trained in the first part alone, as a
@@ -40,8 +44,8 @@ use burn::nn::loss::CrossEntropyLoss;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{
-    Classifier, Mean, Mode, SideInfo, Staged, Stages, StateDict, StateError, TrainError, flatten, load_to_train,
-    schema_of,
+    Classifier, ClientId, Mean, Mode, RoundIndex, SideInfo, SliceName, Staged, Stages, StateDict, StateError,
+    SubModels, TrainError, flatten, load_to_train, schema_of,
 };
 use fedburn_data::Batch;
 use serde::{Deserialize, Serialize};
@@ -61,6 +65,62 @@ pub struct DepthwiseConfig {
     /// absent, such clients train one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mutual: Option<f64>,
+    /// Which classifier a part of the model is trained with.
+    #[serde(default)]
+    pub heads: Heads,
+    /// Whether clients hold, and the server averages, only what they train and what inputs go through on the way: neither
+    /// blocks that inputs go past nor classifiers of other clients.
+    #[serde(default)]
+    pub trained_only: bool,
+}
+
+/// The classifier behind a part of the model while that is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Heads {
+    /// The model's head, which the part's output is fitted to: FeDepth.
+    #[default]
+    Shared,
+    /// One of the last block's own: m-FeDepth. The model's head is trained by clients with memory for the whole model.
+    Own,
+}
+
+impl DepthwiseConfig {
+    /// Clients with so much memory, the rest as by default.
+    pub fn new(memory: MemoryConfig) -> Self {
+        Self { memory, mutual: None, heads: Heads::Shared, trained_only: false }
+    }
+
+    /// The paths of what `group` holds of a model of these stages; `None` for all of it.
+    pub(crate) fn held(&self, group: usize, stages: &Stages, memory: &StepMemory) -> Option<Vec<String>> {
+        let budget = self.memory.budget(group, memory.whole());
+        let cut = memory.cut(budget).ok().filter(|_| self.trained_only)?;
+        let blocks = cut.route.iter().map(|&block| &stages.blocks[block]);
+        let heads = cut.parts.iter().map(|part| part.exit.map_or(&stages.head, |block| &stages.exits[block]));
+        let held = [&stages.stem].into_iter().chain(blocks).chain(heads);
+        Some(held.flat_map(|stage| stage.paths.iter().cloned()).collect())
+    }
+
+    /// What a group's part of the model is called.
+    pub(crate) fn part(group: usize) -> SliceName {
+        format!("memory {group}").into()
+    }
+}
+
+/// The server's half where clients hold what they train: each holds what its memory can.
+#[derive(Clone, Debug)]
+pub(crate) struct Budgets {
+    pub(crate) config: DepthwiseConfig,
+    pub(crate) clients: usize,
+    /// The parts that there are; clients of other groups hold the whole model.
+    pub(crate) parts: Vec<SliceName>,
+}
+
+impl SubModels for Budgets {
+    fn held(&self, _round: RoundIndex, client: ClientId) -> Vec<SliceName> {
+        let name = DepthwiseConfig::part(self.config.memory.group(client, self.clients));
+        self.parts.iter().filter(|part| **part == name).cloned().collect()
+    }
 }
 
 /// Local SGD part by part.
@@ -87,6 +147,7 @@ impl<B: Backend> LocalDepthwise<B> {
     ) -> Result<Trained<B, M>, TrainError> {
         let start = self.own.recall_or(&run.task.global).map_err(|e| run.state_error(e))?;
         let own = load_to_train(M::from_inner(model.valid()), &start).map_err(|e| run.schema_error(e))?;
+        drop(start);
         let mut rule = Mutual { weight, own: Some(own), optimiser: run.training.optimiser(), lr: run.learning_rate() };
         let trained = run.descend(model, &mut rule)?;
         if let Some(own) = rule.own {
@@ -103,12 +164,17 @@ impl<B: Backend> LocalDepthwise<B> {
 impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalDepthwise<B> {
     fn train(&mut self, mut model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError> {
         let unusable = |reason| TrainError::Unusable { client: run.client, reason };
-        let Some(stages) = model.staged().map(|staged| staged.stages(run.data.examples().shape())) else {
+        let inputs = run.training.inputs(run.data.examples().shape());
+        let Some(stages) = model.staged().map(|staged| staged.stages(inputs)) else {
             let reason = "the rule `depthwise` trains block by block, and the model is not made of blocks";
             return Err(unusable(reason.to_owned()));
         };
         let schema = schema_of(&model).map_err(|e| run.schema_error(e))?;
-        let memory = StepMemory::new(&stages, &schema, run.training, size_of::<B::FloatElem>());
+        if self.config.heads == Heads::Own && stages.exits.is_empty() {
+            let reason = "`heads` is own, and blocks of the model have none; expected [model] kind = \"with_exits\"";
+            return Err(unusable(reason.to_owned()));
+        }
+        let memory = StepMemory::new(&stages, &schema, inputs, run.training, size_of::<B::FloatElem>());
         let whole = memory.whole();
         let budget = self.config.memory.budget(self.config.memory.group(run.client, run.training.clients()), whole);
         if let Some(weight) = self.config.mutual.filter(|_| budget >= Bytes(whole.0.saturating_mul(2))) {
@@ -145,7 +211,8 @@ impl Part {
     /// Whether the parameter at `path` is trained with this part.
     fn trains(&self, stages: &Stages, path: &str) -> bool {
         let blocks = &stages.blocks[self.blocks.clone()];
-        blocks.iter().chain([&stages.head]).chain(self.stem.then_some(&stages.stem)).any(|stage| stage.holds(path))
+        let head = self.exit.map_or(&stages.head, |block| &stages.exits[block]);
+        blocks.iter().chain([head]).chain(self.stem.then_some(&stages.stem)).any(|stage| stage.holds(path))
     }
 }
 
@@ -172,7 +239,8 @@ impl PartLoss<'_> {
             None => trained.stem(Tensor::from_inner(inputs), Mode::Train),
         };
         let made = self.part.blocks.clone().fold(hidden, |hidden, block| trained.block(block, hidden, Mode::Train));
-        trained.logits(made, Mode::Train)
+        let exit = self.part.exit.and_then(|block| trained.exit(block, made.clone(), Mode::Train));
+        exit.unwrap_or_else(|| trained.logits(made, Mode::Train))
     }
 }
 

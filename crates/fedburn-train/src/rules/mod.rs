@@ -4,12 +4,16 @@
 //! control variates, sharpness-aware steps, extra losses) is a [`GradientRule`] given to that loop; one that also keeps
 //! state across rounds, sends something besides the model or trains in stages is a [`LocalRule`] around it.
 
+mod depth_fl;
 mod depthwise;
 mod descent;
 mod feddyn;
 mod fedgen;
 mod flat;
+mod heterofl;
+mod inclusive_fl;
 mod kept;
+mod members;
 mod moon;
 mod ntd;
 mod personal;
@@ -18,6 +22,7 @@ mod scaffold;
 mod sgd;
 mod sharpness;
 mod shifted;
+mod split_mix;
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -27,13 +32,21 @@ use fedburn_core::{
 };
 use fedburn_data::{Batches, ClientData};
 
-pub use depthwise::{DepthwiseConfig, LocalDepthwise};
+pub(crate) use depth_fl::Depths;
+pub use depth_fl::{DepthFlConfig, LocalDepthFl};
+pub(crate) use depthwise::Budgets;
+pub use depthwise::{DepthwiseConfig, Heads, LocalDepthwise};
 pub use descent::{BatchGradients, CrossEntropy, Descent, GradientRule, cross_entropy, descend};
 pub use feddyn::{FedDynRuleConfig, LocalFedDyn};
 pub(crate) use fedgen::WithoutGenerator;
 pub use fedgen::{FedGenRuleConfig, LocalFedGen};
 pub use flat::edit_gradients;
+pub(crate) use heterofl::SharesOfWidth;
+pub use heterofl::{HeteroFlConfig, LocalHeteroFl, MaskedCrossEntropy};
+pub use inclusive_fl::{InclusiveFlRuleConfig, LocalInclusiveFl};
+pub(crate) use inclusive_fl::{SizesOfGroups, size_name};
 pub(crate) use kept::Kept;
+pub(crate) use members::member_name;
 pub use moon::{LocalMoon, ModelContrast, MoonConfig};
 pub use ntd::{LocalNtd, NotTrueDistillation, NtdConfig};
 pub use personal::{
@@ -44,6 +57,8 @@ pub use proximal::{LocalProximal, Proximal, ProximalConfig};
 pub use scaffold::{ControlOption, LocalScaffold, ScaffoldRuleConfig};
 pub use sgd::LocalSgd;
 pub use sharpness::{Sharpened, SharpnessAwareConfig};
+pub(crate) use split_mix::NetCycle;
+pub use split_mix::{LocalSplitMix, SplitMixConfig};
 
 use crate::{Diverged, LocalTraining};
 

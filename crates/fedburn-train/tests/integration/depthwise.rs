@@ -13,14 +13,14 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::NdArray;
 use fedburn_core::{
-    ClassId, Classifier, Client, ClientId, LocalUpdate, Mode, ModelFamily, ParamVector, Population, Seed, StateDict,
-    TrainError, flat_gradients, load, load_to_train, schema_of,
+    ClassId, Classifier, Client, ClientId, LocalUpdate, Mode, ModelFamily, ParamVector, Population, RoundIndex, Seed,
+    Slice, StateDict, TrainError, flat_gradients, load, load_to_train,
 };
 use fedburn_data::{ClientData, Examples, Inputs};
 use fedburn_models::{NormKind, Zoo, ZooConfig, ZooModel};
 use fedburn_ops::Kernels;
 use fedburn_train::{
-    Bytes, ClientList, Cut, DepthwiseConfig, LocalTraining, LocalTrainingConfig, MemoryConfig, ResidentModel,
+    Bytes, ClientList, Cut, DepthwiseConfig, Heads, LocalTraining, LocalTrainingConfig, MemoryConfig, ResidentModel,
     RuleConfig, SharpnessAwareConfig, StepMemory, SupervisedClient, SupervisedPopulation,
 };
 
@@ -50,7 +50,7 @@ fn settings(rule: RuleConfig, change: impl FnOnce(&mut LocalTrainingConfig)) -> 
 }
 
 fn depthwise(memory: MemoryConfig, mutual: Option<f64>) -> RuleConfig {
-    RuleConfig::Depthwise(DepthwiseConfig { memory, mutual })
+    RuleConfig::Depthwise(DepthwiseConfig { mutual, ..DepthwiseConfig::new(memory) })
 }
 
 fn of(budget: Bytes) -> RuleConfig {
@@ -72,8 +72,7 @@ fn global<B: Kernels>(zoo: &Zoo) -> ParamVector<B> {
 
 fn memory(zoo: &Zoo, training: &LocalTraining) -> StepMemory {
     let model: ZooModel<Flex> = zoo.init(Seed::new(1), &FlexDevice);
-    let (stages, schema) = (model.staged().unwrap().stages(INPUT), schema_of::<Flex, _>(&model).unwrap());
-    StepMemory::new(&stages, &schema, training, 4)
+    StepMemory::of::<Flex, _>(&model, INPUT, training).unwrap().unwrap()
 }
 
 /// Steps of SGD as PyTorch has it on flat vectors. The whole model is differentiated; of the gradient the part's own
@@ -92,15 +91,19 @@ fn reference<B: Kernels>(zoo: &Zoo, training: &LocalTraining, cut: &Cut) -> Vec<
             let hidden = through.fold(staged.stem(Tensor::from_inner(batch.inputs), Mode::Train), |hidden, block| {
                 staged.block(*block, hidden, Mode::Train)
             });
-            let logits = staged.logits(hidden, Mode::Train);
+            let logits = match part.exit {
+                Some(block) => staged.exit(block, hidden, Mode::Train).unwrap(),
+                None => staged.logits(hidden, Mode::Train),
+            };
             let loss = CrossEntropyLoss::new(None, &device).forward(logits, Tensor::from_inner(batch.labels));
             let gradients = GradientsParams::from_grads(loss.backward(), &model);
             let gradient: Vec<f32> = flat_gradients::<B, _>(&model, &gradients).into_data().iter().collect();
-            let stages = staged.stages(INPUT);
+            let stages = staged.stages(training.inputs(INPUT));
             let mut values = params.to_host();
             for entry in params.schema().entries() {
                 let in_block = part.blocks.clone().any(|block| stages.blocks[block].holds(&entry.path));
-                if in_block || stages.head.holds(&entry.path) || part.stem && stages.stem.holds(&entry.path) {
+                let head = part.exit.map_or(&stages.head, |block| &stages.exits[block]);
+                if in_block || head.holds(&entry.path) || part.stem && stages.stem.holds(&entry.path) {
                     for i in entry.range() {
                         let slope = gradient[i] + config.weight_decay as f32 * values[i];
                         velocity[i] = config.momentum as f32 * velocity[i] + slope;
@@ -136,7 +139,8 @@ fn each_part_takes_the_steps_of_a_loop_that_freezes_nothing() {
     for zoo in [preresnet(NormKind::Batch), preresnet(NormKind::Group), vit()] {
         let plain = settings(RuleConfig::Sgd, |_| {});
         let memory = memory(&zoo, &plain);
-        for budget in [memory.needed_from(0), Bytes(memory.whole().0 * 2 / 3)] {
+        let least = memory.needed_from(0);
+        for budget in [least, Bytes((least.0 + memory.whole().0) / 2)] {
             let cut = memory.cut(budget).unwrap();
             assert!(cut.parts.len() > 1, "{cut:?}");
             let found = train::<Flex>(&zoo, &settings(of(budget), |_| {})).unwrap().params.to_host();
@@ -146,13 +150,102 @@ fn each_part_takes_the_steps_of_a_loop_that_freezes_nothing() {
     }
 }
 
+fn with_exits(body: ZooConfig) -> Zoo {
+    ZooConfig::WithExits { body: Box::new(body) }.build(INPUT, CLASSES).unwrap()
+}
+
+fn nets_with_exits() -> [Zoo; 2] {
+    [
+        with_exits(ZooConfig::PreResNet20 { width: 4, norm: NormKind::Batch, groups: None }),
+        with_exits(ZooConfig::Vit { patch: 4, width: 8, depth: 4, heads: 2 }),
+    ]
+}
+
+fn own_heads(memory: MemoryConfig, trained_only: bool) -> RuleConfig {
+    RuleConfig::Depthwise(DepthwiseConfig { heads: Heads::Own, trained_only, ..DepthwiseConfig::new(memory) })
+}
+
+#[test]
+fn parts_are_trained_with_heads_of_their_own_and_the_whole_with_the_models() {
+    for zoo in nets_with_exits() {
+        let own = |budget| settings(own_heads(MemoryConfig::Same(budget), false), |_| {});
+        let memory = memory(&zoo, &own(Bytes(1)));
+        let least = memory.needed_from(0);
+        for budget in [least, Bytes((least.0 + memory.whole().0) / 2)] {
+            let cut = memory.cut(budget).unwrap();
+            assert!(cut.parts.len() > 1 && cut.parts.iter().all(|part| part.exit.is_some()), "{cut:?}");
+            let found = train::<Flex>(&zoo, &own(budget)).unwrap().params.to_host();
+            let expected: Vec<f64> = reference::<Flex>(&zoo, &own(budget), &cut).into_iter().map(f64::from).collect();
+            assert_close(&found, &expected, 1e-4);
+        }
+        let plain = train::<Flex>(&zoo, &settings(RuleConfig::Sgd, |_| {})).unwrap();
+        assert_eq!(bits(&train::<Flex>(&zoo, &own(memory.whole())).unwrap().params), bits(&plain.params));
+    }
+    let error = train::<Flex>(&vit(), &settings(own_heads(MemoryConfig::Same(Bytes(1 << 40)), false), |_| {}));
+    assert!(error.unwrap_err().to_string().contains("with_exits"));
+}
+
+#[test]
+fn clients_hold_what_they_train_and_what_inputs_go_through() {
+    for zoo in nets_with_exits() {
+        let shares = MemoryConfig::Shares(vec![0.9, 1.0]);
+        let of = |trained_only| settings(own_heads(shares.clone(), trained_only), |_| {}).among(2);
+        assert!(of(false).sub_models(&[], Seed::new(1)).is_none());
+        let training = of(true);
+        let parts = training.parts::<Flex, _>(&zoo, INPUT, &FlexDevice).unwrap();
+        let sub_models = training.sub_models(&parts, Seed::new(1)).unwrap();
+        let held = |client| sub_models.held(RoundIndex(1), ClientId(client));
+        assert_eq!((held(0), held(1)), (vec!["memory 0".into()], vec!["memory 1".into()]));
+        let exits =
+            |part: usize| parts[part].1.entries().iter().filter(|entry| entry.path.starts_with("exits")).count();
+        assert!(exits(0) > 0 && exits(1) == 0, "memory for the whole trains the model's head alone");
+
+        let (model, memory): (ZooModel<Flex>, _) = (zoo.init(Seed::new(1), &FlexDevice), memory(&zoo, &training));
+        let stages = model.staged().unwrap().stages(training.inputs(INPUT));
+        let cut = memory.cut(Bytes((0.9 * memory.whole().0 as f64) as u64)).unwrap();
+        let exits: Vec<usize> = cut.parts.iter().filter_map(|part| part.exit).collect();
+        let whole = global::<Flex>(&zoo);
+        for entry in whole.schema().entries() {
+            let other = stages.head.holds(&entry.path)
+                || (0..stages.exits.len()).any(|i| stages.exits[i].holds(&entry.path) && !exits.contains(&i));
+            let there = parts[0].1.entries().iter().any(|held| held.path == entry.path);
+            assert_eq!(there, !other, "{}", entry.path);
+        }
+
+        // A client that is sent its part trains it as one that is sent the whole does.
+        let slice = Slice::new(whole.schema().clone(), parts[0].1.clone()).unwrap();
+        let mut asked = task(&slice.take(&whole).unwrap(), 1);
+        asked.slice = held(0);
+        let part = client::<Flex>(&zoo, &training).train(&asked).unwrap().params;
+        let all = client::<Flex>(&zoo, &of(false)).train(&task(&whole, 1)).unwrap().params;
+        assert_eq!(bits(&part), bits(&slice.take(&all).unwrap()));
+    }
+}
+
+#[test]
+fn blocks_that_inputs_go_past_are_not_held() {
+    let zoo = preresnet(NormKind::Batch);
+    let rule = |memory| RuleConfig::Depthwise(DepthwiseConfig { trained_only: true, ..DepthwiseConfig::new(memory) });
+    let large = |c: &mut LocalTrainingConfig| c.batch_size = 64;
+    let budget = memory(&zoo, &settings(RuleConfig::Sgd, large)).needed_from(3);
+    let training = settings(rule(MemoryConfig::Same(budget)), large);
+    let parts = training.parts::<Flex, _>(&zoo, INPUT, &FlexDevice).unwrap();
+    let left_out = |path: &str| ["blocks.0", "blocks.1", "blocks.2"].iter().any(|block| path.starts_with(block));
+    let (whole, held) = (global::<Flex>(&zoo), &parts[0].1);
+    assert!(held.entries().iter().all(|entry| !left_out(&entry.path)));
+    let blocks = whole.schema().entries().iter().filter(|entry| left_out(&entry.path)).count();
+    assert_eq!(held.entries().len() + blocks, whole.schema().entries().len());
+    let all = settings(rule(MemoryConfig::Same(Bytes(1 << 40))), large);
+    assert!(all.parts::<Flex, _>(&zoo, INPUT, &FlexDevice).unwrap().is_empty());
+}
+
 #[test]
 fn what_no_part_trains_keeps_its_bits() {
     // A batch so large that the first blocks do not fit where the last ones do.
     let zoo = preresnet(NormKind::Batch);
     let plain = settings(RuleConfig::Sgd, |c| c.batch_size = 64);
     let model: ZooModel<Flex> = zoo.init(Seed::new(1), &FlexDevice);
-    let (stages, memory) = (model.staged().unwrap().stages(INPUT), memory(&zoo, &plain));
+    let (stages, memory) = (model.staged().unwrap().stages(plain.inputs(INPUT)), memory(&zoo, &plain));
     for (first, stem) in [(3, true), (6, false)] {
         let budget = memory.needed_from(first);
         let cut = memory.cut(budget).unwrap();
@@ -198,7 +291,7 @@ fn clients_without_memory_or_blocks_say_so() {
 #[test]
 fn groups_of_a_population_have_budgets_of_their_own() {
     let zoo = preresnet(NormKind::Batch);
-    let shares = vec![0.5, 1.0];
+    let shares = vec![0.8, 1.0];
     let rule = settings(depthwise(MemoryConfig::Shares(shares.clone()), None), |_| {});
     let list: ClientList = (0..4).map(|_| pictures()).collect();
     let population = SupervisedPopulation::<Flex, _>::new(Arc::new(list), zoo.clone(), rule, FlexDevice);

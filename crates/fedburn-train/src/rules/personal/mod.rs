@@ -95,10 +95,19 @@ impl PersonalConfig {
         let name = match training.rule {
             RuleConfig::Sgd => "sgd",
             RuleConfig::Depthwise(_) => "depthwise",
+            RuleConfig::HeteroFl(_) => "heterofl",
+            RuleConfig::SplitMix(_) => "split_mix",
+            RuleConfig::DepthFl(_) => "depth_fl",
+            RuleConfig::InclusiveFl(_) => "inclusive_fl",
             _ => "another",
         };
-        let expected = "another rule with `personal`, whose models no budget of memory counts";
-        check("rule", name, |v| v != "depthwise", expected)?;
+        let expected = "another rule with `personal`, whose models are whole and which no budget of memory counts";
+        check(
+            "rule",
+            name,
+            |v| !["depthwise", "heterofl", "split_mix", "depth_fl", "inclusive_fl"].contains(&v),
+            expected,
+        )?;
         check("rule", name, |v| !replaces_the_rule || v == "sgd", "sgd with this kind of `personal`")
     }
 

@@ -108,6 +108,7 @@ pub fn task<B: Backend>(global: &ParamVector<B>, seed: u64) -> TrainTask<B> {
     TrainTask {
         round: RoundIndex(1),
         global: global.clone(),
+        slice: Vec::new(),
         seed: Seed::new(seed),
         side: SideInfo::default(),
         reports: Reports::default(),
