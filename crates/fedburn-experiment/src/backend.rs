@@ -73,6 +73,11 @@ impl BackendName {
         }
     }
 
+    /// Whether an allocator of this program sees all that the backend takes.
+    pub fn allocates_here(self) -> bool {
+        matches!(self, Self::Flex | Self::Ndarray)
+    }
+
     /// Runs a job on this backend's default device.
     ///
     /// # Errors

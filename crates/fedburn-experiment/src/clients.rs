@@ -1,20 +1,29 @@
 //! The clients of a run: what they keep for themselves, and what the plain global model is worth to them.
 
+use std::sync::Arc;
 use std::thread;
 
 use fedburn::core::{ClientId, Metrics, ParamVector, Population};
 use fedburn::models::Zoo;
 use fedburn::ops::Kernels;
 use fedburn::strategies::MixingClient;
-use fedburn::train::{LocalSgd, SupervisedPopulation};
+use fedburn::train::{LocalSgd, MemoryLog, SupervisedPopulation};
 
 use crate::assemble::Run;
 
-/// All clients of `run`, each with its configured wrapper.
-pub(crate) fn population<B: Kernels>(run: &Run, device: &B::Device) -> SupervisedPopulation<B, Zoo> {
+/// All clients of `run`, each with its configured wrapper; what their training holds is recorded in `memory`.
+pub(crate) fn population<B: Kernels>(
+    run: &Run,
+    device: &B::Device,
+    memory: Option<Arc<MemoryLog>>,
+) -> SupervisedPopulation<B, Zoo> {
     let experiment = run.experiment();
     let (zoo, training) = (experiment.zoo().clone(), experiment.training().clone());
     let population = SupervisedPopulation::new(run.training_data(), zoo, training.clone(), device.clone());
+    let population = match memory {
+        Some(log) => population.with_memory_log(log),
+        None => population,
+    };
     let population = match experiment.generator().cloned() {
         Some(generator) => population.with_rule(move || training.rule_with(generator.clone())),
         None => population,

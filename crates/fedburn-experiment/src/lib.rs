@@ -46,6 +46,7 @@ mod format;
 pub mod layers;
 pub mod library;
 pub mod list;
+mod memory;
 mod metric;
 pub mod operation;
 pub mod plan;

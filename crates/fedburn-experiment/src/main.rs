@@ -6,8 +6,13 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use fedburn::meter::Counting;
 use fedburn_experiment::cli::{Cli, LogFormat};
 use tracing_subscriber::EnvFilter;
+
+/// Counts what clients' training takes, thread by thread.
+#[global_allocator]
+static COUNTING: Counting = Counting;
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("FEDBURN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));

@@ -21,6 +21,8 @@ use crate::events;
 pub use crate::events::Mixing;
 pub use crate::files::{ResultsError, write_atomic, write_csv, write_json, write_private, write_private_json};
 use crate::files::{noted, optional, read_csv, read_json};
+use crate::memory::MEMORY;
+pub use crate::memory::MemoryRow;
 
 /// Where and how a run was made: `run.json`, written at its start and again at its end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -343,6 +345,8 @@ pub struct SeedResults {
     pub rounds: Vec<RoundRow>,
     /// `clients.csv`.
     pub clients: Vec<ClientRow>,
+    /// `memory.csv`.
+    pub memory: Vec<MemoryRow>,
     /// `baselines.json`.
     pub baselines: Option<Baselines>,
     /// `partition.json`.
@@ -373,6 +377,7 @@ impl SeedResults {
         found.sharpness = noted(problems, read_json(dir, "sharpness.json"));
         found.summary = noted(problems, read_json(dir, "summary.json"));
         found.clients = read_csv(dir, "clients.csv", problems);
+        found.memory = read_csv(dir, MEMORY, problems);
         let told = events::read(dir, problems);
         (found.incidents, found.mixing, found.pictures) = (told.incidents, told.mixing, told.pictures);
         let rows: Vec<RoundRow> = read_csv(dir, "rounds.csv", problems);

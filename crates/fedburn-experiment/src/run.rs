@@ -17,7 +17,7 @@ use fedburn::runtime::{
     Attacked, CheckpointDir, CheckpointError, DiskStore, DroppingOut, EarlyStop, EventLog, JsonLines, ObserverError,
     RoundsCsv, RunSummary, Server, ServerError,
 };
-use fedburn::train::{ClassifierEvaluator, ClientDataSource, SharpnessEvaluator};
+use fedburn::train::{ClassifierEvaluator, ClientDataSource, MemoryLog, SharpnessEvaluator};
 use fedburn::transport::InProcess;
 use thiserror::Error;
 
@@ -27,6 +27,7 @@ use crate::baselines::{Baseline, BaselineError};
 use crate::clients;
 use crate::config::{ConfigError, TransportConfig};
 use crate::federation::{Call, Durability, FederationError, Load, Serving};
+use crate::memory;
 use crate::progress::Progress;
 use crate::results::{self, Baselines, ClientRow, ResultsError, RunInfo, RunStatus, SeedResults, Summary};
 use crate::trace::{RoundSpans, RunTrace};
@@ -282,7 +283,8 @@ impl Job<'_> {
             Some(serving) => Some(serving.durability(run, &self.dir, self.load(initial.schema(), looks_at_single)?)?),
             None => None,
         };
-        let Some(transport) = self.transport(&device, initial.schema(), resumed, served)? else {
+        let memory = self.options.backend.allocates_here().then(|| memory::resume(&self.dir));
+        let Some(transport) = self.transport(&device, initial.schema(), resumed, served, memory.clone())? else {
             return Ok(SeedOutcome::Interrupted(resumed));
         };
         let transport = DroppingOut::new(transport, run.availability(), run.seeds());
@@ -337,6 +339,7 @@ impl Job<'_> {
         };
         // A record that could not be written is the cause of the stop that it asked for.
         events.finish().and(rounds.finish()).and(console.finish())?;
+        memory.iter().try_for_each(|log| memory::write(&self.dir, log))?;
         if let Some(round) = self.options.serving.as_ref().and_then(|serving| serving.monitor.gave_up()) {
             return Ok(SeedOutcome::Interrupted(round));
         }
@@ -386,6 +389,7 @@ impl Job<'_> {
         schema: &Arc<ParamSchema>,
         resumed: RoundIndex,
         served: Option<Durability>,
+        memory: Option<Arc<MemoryLog>>,
     ) -> Result<Option<Box<dyn ServerTransport<B>>>, RunError> {
         let RunOptions { backend, progress, interrupt, serving, .. } = self.options;
         if let (Some(serving), Some(durability)) = (serving, served) {
@@ -411,7 +415,7 @@ impl Job<'_> {
                           go on with `fedburn serve`, or run it with another --out";
             return Err(FederationError::OtherCarrier { place: self.dir.clone(), reason }.into());
         }
-        let population = Arc::new(clients::population::<B>(self.run, device));
+        let population = Arc::new(clients::population::<B>(self.run, device, memory));
         let store = Arc::new(DiskStore::open(states, resumed)?);
         let workers = self.run.experiment().config().transport.workers();
         Ok(Some(Box::new(InProcess::new(population, Some(store), workers)?)))

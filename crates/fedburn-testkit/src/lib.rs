@@ -2,7 +2,6 @@
 //!
 //! The functions panic where a law is broken, with the law in words: call them from tests.
 
-mod allocation;
 mod codecs;
 mod fixtures;
 mod memory_link;
@@ -10,7 +9,6 @@ pub mod reference;
 mod strategy_laws;
 mod transport_suite;
 
-pub use allocation::{Counting, peak};
 pub use codecs::codecs;
 pub use fixtures::{EchoClient, EchoPopulation, answer_all, base_case, schema, update, vector};
 pub use memory_link::{LinkClient, LinkServer, MemoryLink};

@@ -6,7 +6,7 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{Client, ClientId, ClientInfo, ModelFamily, Population, ResamplingClient, TrainError, Worker};
 use fedburn_data::ClientData;
 
-use crate::{LocalData, LocalRule, LocalTraining, ResidentModel, SupervisedClient};
+use crate::{LocalData, LocalRule, LocalTraining, MemoryLog, ResidentModel, SupervisedClient};
 
 /// Where clients' examples come from. Asked only for clients that train or evaluate, so that a population may be far
 /// larger than what fits into memory.
@@ -72,6 +72,7 @@ pub struct SupervisedPopulation<B: Backend, F: ModelFamily<B>> {
     training: Arc<LocalTraining>,
     rule: NewRule<B, F::TrainModel>,
     wrapper: Wrapper<B>,
+    memory: Option<Arc<MemoryLog>>,
     device: B::Device,
 }
 
@@ -81,7 +82,7 @@ impl<B: Backend, F: ModelFamily<B>> SupervisedPopulation<B, F> {
         let training = Arc::new(training.among(source.clients().len()));
         let settings = training.clone();
         let (rule, wrapper) = (Arc::new(move || settings.rule()), Arc::new(unwrapped));
-        Self { source, family, training, rule, wrapper, device }
+        Self { source, family, training, rule, wrapper, memory: None, device }
     }
 
     /// The same population with a rule of your own; `rule` is called for each client that is built.
@@ -104,6 +105,13 @@ impl<B: Backend, F: ModelFamily<B>> SupervisedPopulation<B, F> {
         self.wrapper = Arc::new(wrapper);
         self
     }
+
+    /// The same population, which records what its clients' training holds of memory.
+    #[must_use]
+    pub fn with_memory_log(mut self, log: Arc<MemoryLog>) -> Self {
+        self.memory = Some(log);
+        self
+    }
 }
 
 fn unwrapped<'a, B: Backend>(client: Box<dyn ResamplingClient<B> + 'a>) -> Box<dyn Client<B> + 'a> {
@@ -121,6 +129,7 @@ impl<B: Backend, F: ModelFamily<B>> Population<B> for SupervisedPopulation<B, F>
             training: self.training.clone(),
             rule: self.rule.clone(),
             wrapper: self.wrapper.clone(),
+            memory: self.memory.clone(),
             resident: ResidentModel::new(self.family.clone(), self.device.clone()),
         })
     }
@@ -131,6 +140,7 @@ struct SupervisedWorker<B: Backend, F: ModelFamily<B>> {
     training: Arc<LocalTraining>,
     rule: NewRule<B, F::TrainModel>,
     wrapper: Wrapper<B>,
+    memory: Option<Arc<MemoryLog>>,
     resident: ResidentModel<B, F>,
 }
 
@@ -138,6 +148,10 @@ impl<B: Backend, F: ModelFamily<B>> Worker<B> for SupervisedWorker<B, F> {
     fn client(&mut self, id: ClientId) -> Result<Box<dyn Client<B> + '_>, TrainError> {
         let data = self.source.local_data(id)?;
         let client = SupervisedClient::<B, F, _>::new(id, data, self.training.clone(), &mut self.resident);
-        Ok((self.wrapper)(Box::new(client.with_rule((self.rule)()))))
+        let client = client.with_rule((self.rule)());
+        Ok((self.wrapper)(Box::new(match &self.memory {
+            Some(log) => client.with_memory_log(log.clone()),
+            None => client,
+        })))
     }
 }

@@ -18,12 +18,14 @@ pub struct ResidentModel<B: Backend, F: ModelFamily<B>> {
     model: Option<F::TrainModel>,
     /// Share of the family's channels that the model has.
     share: f64,
+    /// Bytes that lie ready for the next client, where they are counted: the model, and what kernels keep.
+    ready: i64,
 }
 
 impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
     /// A slot for models of `family` on `device`; the first use builds one.
     pub fn new(family: F, device: B::Device) -> Self {
-        Self { family, device, model: None, share: 1.0 }
+        Self { family, device, model: None, share: 1.0, ready: 0 }
     }
 
     /// Where the model is.
@@ -64,10 +66,24 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
         let kept = self.model.take().filter(|_| self.share == share);
         self.share = share;
         kept.unwrap_or_else(|| {
+            let before = fedburn_meter::held();
             let slim = if share < 1.0 { self.family.slim(share) } else { None };
             // The weights are overwritten before anybody sees them; which they are does not matter.
-            F::TrainModel::from_inner(slim.as_ref().unwrap_or(&self.family).init(Seed::new(0), &self.device))
+            let built = slim.as_ref().unwrap_or(&self.family).init(Seed::new(0), &self.device);
+            let model = F::TrainModel::from_inner(built);
+            self.ready += fedburn_meter::held() - before;
+            model
         })
+    }
+
+    /// Bytes that lie ready for the next client, where they are counted.
+    pub(crate) fn ready(&self) -> i64 {
+        self.ready
+    }
+
+    /// Says how many that is after a client has trained.
+    pub(crate) fn set_ready(&mut self, bytes: i64) {
+        self.ready = bytes;
     }
 
     /// Puts a model back for the next client and returns its inference form, running statistics synchronised.

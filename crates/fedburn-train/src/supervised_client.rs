@@ -8,13 +8,15 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use fedburn_core::{
     Client, ClientId, ClientInfo, ClientReport, LocalUpdate, Mean, Metrics, ModelFamily, ParamVector, Resample,
-    ResamplingClient, SchemaError, Seed, StateDict, StateError, TrainError, TrainTask, flatten,
+    ResamplingClient, SchemaError, Seed, StateData, StateDict, StateError, TrainError, TrainTask, flatten,
 };
 use fedburn_data::{ClientData, DatasetError};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 
-use crate::{Diverged, LocalRule, LocalRun, LocalTraining, ResidentModel, evaluate_classifier};
+use crate::{
+    Diverged, LocalRule, LocalRun, LocalTraining, MemoryLog, MemoryMeasurement, ResidentModel, evaluate_classifier,
+};
 
 /// One client's examples.
 #[derive(Clone, Debug)]
@@ -45,6 +47,7 @@ pub struct SupervisedClient<B: Backend, F: ModelFamily<B>, R = ResidentModel<B, 
     training: Arc<LocalTraining>,
     rule: Box<dyn LocalRule<B, F::TrainModel>>,
     resident: R,
+    memory: Option<Arc<MemoryLog>>,
     family: PhantomData<fn() -> F>,
 }
 
@@ -55,13 +58,20 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
     /// A client that follows the rule of `training`.
     pub fn new(id: ClientId, data: LocalData, training: Arc<LocalTraining>, resident: R) -> Self {
         let rule = training.rule();
-        Self { id, data, training, rule, resident, family: PhantomData }
+        Self { id, data, training, rule, resident, memory: None, family: PhantomData }
     }
 
     /// The same client with a rule of your own.
     #[must_use]
     pub fn with_rule(mut self, rule: Box<dyn LocalRule<B, F::TrainModel>>) -> Self {
         self.rule = rule;
+        self
+    }
+
+    /// The same client, which records what its training holds of memory.
+    #[must_use]
+    pub fn with_memory_log(mut self, log: Arc<MemoryLog>) -> Self {
+        self.memory = Some(log);
         self
     }
 
@@ -77,13 +87,15 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
         }
         let share = self.training.share(self.id);
         let resident = self.resident.borrow_mut();
+        let measurement = self.memory.as_ref().and_then(|_| MemoryMeasurement::begin(resident.ready()));
         let loaded = match task.slice.is_empty() || share < 1.0 {
             true => resident.load_share(&task.global, share).map(|model| (model, None)),
             false => resident.load_part(&task.global).map(|(model, slice)| (model, Some(slice))),
         };
         let (model, slice) = loaded.map_err(|e| self.schema_error(e))?;
         let device = self.resident.borrow().device().clone();
-        let run = LocalRun { client: self.id, task, data, training: &self.training, device: &device };
+        let (client, memory) = (self.id, measurement.as_ref());
+        let run = LocalRun { client, task, data, training: &self.training, device: &device, memory };
         // A rule changes its state in `train`; a result that is refused below must not leave it changed.
         let before = self.rule.state();
         let trained = self.rule.train(model, &run)?;
@@ -100,7 +112,7 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
         }
         let num_examples = data.len() as u64;
         let loss = trained.loss.value().map(|loss| Mean::new(loss, num_examples as f64));
-        Ok(LocalUpdate {
+        let update = LocalUpdate {
             params,
             num_examples,
             side: trained.side,
@@ -110,8 +122,32 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
                 steps: task.reports.steps.then_some(trained.steps as u64),
             },
             metrics: loss.into_iter().fold(Metrics::new(), |all, loss| all.with(Metrics::TRAIN_LOSS, loss)),
-        })
+        };
+        if let (Some(measurement), Some(log)) = (measurement, &self.memory) {
+            // What leaves with the client does not lie ready for the next.
+            let leaves = sent(&update) + stored(&self.rule.state()) - stored(&before);
+            drop(before);
+            let left = measurement.finish(self.id, trained.steps, log);
+            self.resident.borrow_mut().set_ready(left - leaves);
+        }
+        Ok(update)
     }
+}
+
+/// Bytes of an update's vectors.
+fn sent<B: Backend>(update: &LocalUpdate<B>) -> i64 {
+    let vectors = update.side.vectors.values().chain([&update.params]);
+    vectors.map(|vector| size_of::<B::FloatElem>() * vector.schema().num_values()).sum::<usize>() as i64
+}
+
+/// Bytes of a state's values.
+fn stored(state: &StateDict) -> i64 {
+    let bytes = |data: &StateData| match data {
+        StateData::F32(values) => size_of_val(values.as_slice()),
+        StateData::F64(values) => size_of_val(values.as_slice()),
+        StateData::U64(values) => size_of_val(values.as_slice()),
+    };
+    state.iter().map(|(_, tensor)| bytes(&tensor.data)).sum::<usize>() as i64
 }
 
 impl<B, F, R> Client<B> for SupervisedClient<B, F, R>

@@ -7,14 +7,15 @@ use std::thread;
 
 use burn_flex::{Flex, FlexDevice};
 use fedburn_core::{
-    ClassId, Client, ClientId, ModelFamily, ParamVector, Reports, RoundIndex, Seed, SideInfo, TrainTask, flatten,
+    ClassId, Client, ClientId, ModelFamily, ParamVector, Population, Reports, RoundIndex, Seed, SideInfo, TrainTask,
+    flatten,
 };
 use fedburn_data::{ClientData, Examples, Inputs};
+use fedburn_meter::{Counting, peak};
 use fedburn_models::{NormKind, Zoo, ZooConfig, ZooModel};
-use fedburn_testkit::{Counting, peak};
 use fedburn_train::{
-    Bytes, DepthwiseConfig, LocalTraining, LocalTrainingConfig, MemoryConfig, ResidentModel, RuleConfig,
-    SharpnessAwareConfig, StepMemory, SupervisedClient,
+    Bytes, ClientList, DepthwiseConfig, LocalTraining, LocalTrainingConfig, MemoryConfig, MemoryLog, MemoryReading,
+    PlannedMemory, ResidentModel, RuleConfig, SharpnessAwareConfig, StepMemory, SupervisedClient, SupervisedPopulation,
 };
 
 #[global_allocator]
@@ -40,11 +41,8 @@ fn pictures(count: usize) -> ClientData {
     ClientData::all(Arc::new(Examples::new(Inputs::F32(inputs), INPUT, labels, 10).unwrap()))
 }
 
-/// Bytes that a client's training held at most, its model included, beyond the vector that it was sent. On a thread of its
-/// own, so that what kernels keep for a thread counts.
-fn measured(zoo: &Zoo, training: LocalTraining) -> u64 {
-    let global: ParamVector<Flex> = flatten(&ModelFamily::<Flex>::init(zoo, Seed::new(1), &FlexDevice)).unwrap();
-    let task = TrainTask {
+fn task(global: ParamVector<Flex>) -> TrainTask<Flex> {
+    TrainTask {
         round: RoundIndex(1),
         global,
         slice: Vec::new(),
@@ -52,7 +50,14 @@ fn measured(zoo: &Zoo, training: LocalTraining) -> u64 {
         side: SideInfo::default(),
         reports: Reports::default(),
         compression: Default::default(),
-    };
+    }
+}
+
+/// Bytes that a client's training held at most, its model included, beyond the vector that it was sent. On a thread of its
+/// own, so that what kernels keep for a thread counts.
+fn measured(zoo: &Zoo, training: LocalTraining) -> u64 {
+    let global: ParamVector<Flex> = flatten(&ModelFamily::<Flex>::init(zoo, Seed::new(1), &FlexDevice)).unwrap();
+    let task = task(global);
     let (data, training) = (pictures(2 * training.config().batch_size), Arc::new(training));
     let train = || {
         let resident = ResidentModel::new(zoo.clone(), FlexDevice);
@@ -67,6 +72,61 @@ fn measured(zoo: &Zoo, training: LocalTraining) -> u64 {
 fn memory(zoo: &Zoo, optimiser: Optimiser, batch: usize) -> StepMemory {
     let model: ZooModel<Flex> = zoo.init(Seed::new(1), &FlexDevice);
     StepMemory::of::<Flex, _>(&model, INPUT, &training(optimiser, batch, RuleConfig::Sgd)).unwrap().unwrap()
+}
+
+/// What a log says that two clients of one worker held, one after the other; of each the readings of its parts.
+fn logged(zoo: &Zoo, training: LocalTraining) -> [Vec<MemoryReading>; 2] {
+    let global: ParamVector<Flex> = flatten(&ModelFamily::<Flex>::init(zoo, Seed::new(1), &FlexDevice)).unwrap();
+    let (task, data) = (task(global), pictures(2 * training.config().batch_size));
+    let (log, source) = (Arc::new(MemoryLog::new()), Arc::new(ClientList::from_iter([data.clone(), data])));
+    let population = SupervisedPopulation::<Flex, Zoo>::new(source, zoo.clone(), training, FlexDevice);
+    let population = population.with_memory_log(log.clone());
+    let train = || {
+        let mut worker = population.worker();
+        for client in [0, 1] {
+            worker.client(ClientId(client)).unwrap().train(&task).unwrap();
+        }
+    };
+    thread::scope(|scope| scope.spawn(train).join().unwrap());
+    [0, 1].map(|client| log.readings().into_iter().filter(|reading| reading.client == ClientId(client)).collect())
+}
+
+/// Bytes by which two measurements of the same training differ.
+const NOISE: u64 = 3 << 16;
+
+#[test]
+fn a_log_says_what_was_measured_whoever_trained_before() {
+    for config in MODELS {
+        let zoo = config.clone().build(INPUT, 10).unwrap();
+        let whole = memory(&zoo, (0.9, false), 16).whole();
+        for budget in [whole, Bytes(whole.0 * 7 / 10)] {
+            let training = || training((0.9, false), 16, depthwise(budget, None));
+            let held = measured(&zoo, training());
+            let [first, second] = logged(&zoo, training());
+            let cut = memory(&zoo, (0.9, false), 16).cut(budget).unwrap();
+            assert_eq!((first.len(), second.len()), (cut.parts.len(), cut.parts.len()), "{config:?}");
+            for (part, reading) in cut.parts.iter().zip(&first) {
+                let plan = PlannedMemory { budget, bytes: part.bytes, blocks: part.blocks.clone() };
+                assert_eq!((reading.plan.as_ref(), reading.steps), (Some(&plan), 2));
+                assert!(reading.held <= plan.bytes, "{config:?}: {reading:?}");
+            }
+            let most = |readings: &[MemoryReading]| readings.iter().map(|reading| reading.held.0).max().unwrap();
+            let [first, second] = [first, second].map(|readings| most(&readings));
+            // The tables of the graph are the process's, and grow now in this and now in that training.
+            assert!(first.abs_diff(held) < NOISE, "{config:?}: {first} in the log, {held} from outside");
+            // The second found the model and what kernels keep in place, as the first did not.
+            assert!(second.abs_diff(first) < NOISE + first / 100, "{config:?}: {first}, then {second}");
+        }
+    }
+}
+
+#[test]
+fn a_rule_that_counts_no_memory_is_measured_as_one_part() {
+    let zoo = MODELS[0].clone().build(INPUT, 10).unwrap();
+    let [first, _] = logged(&zoo, training((0.9, false), 16, RuleConfig::Sgd));
+    let whole = memory(&zoo, (0.9, false), 16).whole();
+    assert_eq!((first.len(), first[0].part, first[0].plan.as_ref(), first[0].steps), (1, 0, None, 2));
+    assert!((whole.0 * 17 / 20..=whole.0).contains(&first[0].held.0), "{:?} of {whole}", first[0]);
 }
 
 const MODELS: [ZooConfig; 4] = [

@@ -14,11 +14,13 @@
 //! | [`transport`] | requests and replies between server and clients |
 //! | [`runtime`] | the server loop, samplers, state stores, checkpoints, observers |
 //! | [`durable`] | files that a crash leaves whole |
+//! | [`meter`] | how much memory each thread holds, counted |
 
 pub use burn;
 pub use fedburn_core as core;
 pub use fedburn_data as data;
 pub use fedburn_durable as durable;
+pub use fedburn_meter as meter;
 pub use fedburn_models as models;
 pub use fedburn_ops as ops;
 pub use fedburn_runtime as runtime;

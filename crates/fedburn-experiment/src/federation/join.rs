@@ -10,7 +10,7 @@ use fedburn::core::{
 };
 use fedburn::ops::Kernels;
 use fedburn::runtime::{ClientStates, run_clients};
-use fedburn::train::ClientDataSource;
+use fedburn::train::{ClientDataSource, MemoryLog};
 use fedburn::transport::quic::{self, ClientConfig, JoinString, Joined, NodeId, NodeIdentity, QuicClient};
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ use super::{FederationError, Guarded, PlannedRun, Policy};
 use crate::assemble::{Experiment, Run};
 use crate::backend::{BackendJob, BackendName};
 use crate::clients;
+use crate::memory;
 use crate::progress::Progress;
 use crate::trace::{TaskSpans, Tracer};
 
@@ -80,7 +81,7 @@ pub fn join(options: &JoinOptions) -> Result<(), FederationError> {
     );
     let backend = options.backend.unwrap_or(planned.backend);
     let hash = planned.hash;
-    backend.run(Playing { options, joined, node, run: &run, hash, clients })??;
+    backend.run(Playing { options, joined, node, run: &run, hash, clients, backend })??;
     options.progress.tell("the server said goodbye", &json!({ "event": "goodbye" }));
     Ok(())
 }
@@ -106,26 +107,45 @@ struct Playing<'a> {
     run: &'a Run,
     hash: String,
     clients: Vec<ClientInfo>,
+    backend: BackendName,
 }
 
 impl BackendJob for Playing<'_> {
     type Output = Result<(), FederationError>;
 
     fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
-        let Self { options, joined, node, run, hash, clients } = self;
+        let Self { options, joined, node, run, hash, clients, backend } = self;
         let family = run.experiment().zoo();
         let initial = ModelFamily::<B>::init(family, run.seeds().purpose(Purpose::Initialisation), &device);
         let schema = flatten(&initial)?.schema().clone();
         let schemas = run.experiment().schemas::<B>(schema, &device)?;
-        let population = clients::population::<B>(run, &device);
         // A folder a run, because another run's states are of another model or course.
-        let states = ClientStates::open(options.state.join("runs").join(hash))?;
+        let dir = options.state.join("runs").join(hash);
+        let states = ClientStates::open(&dir)?;
+        let memory = backend.allocates_here().then(|| memory::resume(&dir));
+        let population = clients::population::<B>(run, &device, memory.clone());
         let transport: QuicClient<B> = joined.start(&clients, schemas, device)?;
         let transport = TaskSpans::new(transport, node, options.tracer.clone());
         let told = Told { transport, progress: options.progress, last: AtomicU64::new(0) };
         let transport = Guarded::new(told, &options.policy);
-        Ok(run_clients(&transport, &population, &states, options.workers)?)
+        let ended = run_clients(&transport, &population, &states, options.workers);
+        if let Some(log) = memory {
+            memory::write(&dir, &log)?;
+            tell_memory(&log, options.progress);
+        }
+        Ok(ended?)
     }
+}
+
+/// Tells of the client whose training held most.
+fn tell_memory(log: &MemoryLog, progress: Progress) {
+    let Some(most) = log.readings().into_iter().max_by_key(|reading| reading.held) else { return };
+    let budget = most.plan.as_ref().map(|plan| plan.budget);
+    let of = budget.map(|budget| format!(" of {}", budget.rounded())).unwrap_or_default();
+    progress.tell(
+        &format!("training held at most {}{of} (client {})", most.held.rounded(), most.client),
+        &json!({ "event": "memory", "client": most.client, "held": most.held.0, "budget": budget.map(|b| b.0) }),
+    );
 }
 
 /// Tells of rounds as they come, and of every failure.

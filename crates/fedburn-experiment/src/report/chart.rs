@@ -56,6 +56,10 @@ pub(super) enum Mark {
     Level(f64),
     /// A large dot with a whisker: `(x, low, middle, high)`.
     Dot(f64, f64, f64, f64),
+    /// Small dots.
+    Points(Vec<(f64, f64)>),
+    /// A large dot with its name beside it: `(x, y)`, the name, and whether it stands to the left.
+    Named((f64, f64), String, bool),
 }
 
 /// Seven colours that stay apart for all common kinds of colour vision: Okabe and Ito, "Color universal design", 2008.
@@ -152,6 +156,18 @@ impl Chart<'_> {
                         finite(&[(*x, *middle)]).map(|at| Circle::new(at, px(5), colour.filled())).collect::<Vec<_>>();
                     chart.draw_series(dot)?;
                 }
+                Mark::Points(points) => {
+                    chart.draw_series(finite(points).map(|at| Circle::new(at, px(3), colour.filled())))?;
+                }
+                Mark::Named(at, name, left) => {
+                    chart.draw_series(finite(&[*at]).map(|at| Circle::new(at, px(4), colour.filled())))?;
+                    let (place, side) = if *left { (HPos::Right, -px(8)) } else { (HPos::Left, px(8)) };
+                    let font = text(13, &INK).pos(Pos::new(place, VPos::Center));
+                    chart.draw_series(
+                        finite(&[*at])
+                            .map(|at| EmptyElement::at(at) + Text::new(name.clone(), (side, 0), font.clone())),
+                    )?;
+                }
             }
         }
         root.present()
@@ -217,9 +233,10 @@ impl Scale {
 impl Mark {
     fn xs(&self) -> Vec<f64> {
         match self {
-            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => {
+            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) | Self::Points(points) => {
                 points.iter().map(|point| point.0).collect()
             }
+            Self::Named((x, _), ..) => vec![*x],
             Self::Band(points) => points.iter().map(|point| point.0).collect(),
             Self::Level(_) => Vec::new(),
             Self::Dot(x, ..) => vec![*x],
@@ -228,9 +245,10 @@ impl Mark {
 
     fn ys(&self) -> Vec<f64> {
         match self {
-            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) => {
+            Self::Line(points) | Self::Faint(points) | Self::Dashes(points) | Self::Points(points) => {
                 points.iter().map(|point| point.1).collect()
             }
+            Self::Named((_, y), ..) => vec![*y],
             Self::Band(points) => points.iter().flat_map(|&(_, low, high)| [low, high]).collect(),
             Self::Level(level) => vec![*level],
             Self::Dot(_, low, middle, high) => vec![*low, *middle, *high],
@@ -244,7 +262,7 @@ impl Mark {
             Self::Level(_) => 2,
             Self::Line(_) => 3,
             Self::Dashes(_) => 4,
-            Self::Dot(..) => 5,
+            Self::Dot(..) | Self::Points(_) | Self::Named(..) => 5,
         }
     }
 }
@@ -273,7 +291,9 @@ fn draw_legend<'a>(area: &Area<'a>, entries: &[(&Series, &str, (i32, i32))]) -> 
                 area.draw(&PathElement::new([(x, y), (x + px(7), y)], stroke))?;
                 area.draw(&PathElement::new([(x + px(11), y), (x + px(18), y)], stroke))?;
             }
-            Mark::Dot(..) => area.draw(&Circle::new((x + px(9), y), px(5), colour.filled()))?,
+            Mark::Dot(..) | Mark::Points(_) | Mark::Named(..) => {
+                area.draw(&Circle::new((x + px(9), y), px(5), colour.filled()))?;
+            }
             Mark::Band(_) => {
                 let corners = [(x, y - px(5)), (x + px(18), y + px(5))];
                 area.draw(&Rectangle::new(corners, colour.mix(0.25).filled()))?;

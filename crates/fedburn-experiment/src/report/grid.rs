@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::chart::{Chart, Mark, PALETTE, Scale, Series};
-use super::curves;
 use super::markdown::{HEIGHT, WIDTH, escaped};
+use super::{curves, memory};
 use plotters::style::RGBColor;
 
 use crate::format::{mean_sd, mebibytes, percent};
@@ -44,7 +44,7 @@ struct Measure {
     only_if_different: bool,
 }
 
-const MEASURES: [Measure; 7] = [
+const MEASURES: [Measure; 8] = [
     Measure {
         words: "Held-out accuracy after the last round",
         of: |run| Some(run.figures().final_accuracy?.value),
@@ -79,6 +79,13 @@ const MEASURES: [Measure; 7] = [
         show: |value| format!("{value:.2}"),
         better: f64::min,
         only_if_different: false,
+    },
+    Measure {
+        words: "Memory of the clients with the least, MiB",
+        of: memory::least,
+        show: |mebibytes| format!("{mebibytes:.2}"),
+        better: f64::min,
+        only_if_different: true,
     },
     Measure {
         words: "What clients sent in all",
@@ -186,6 +193,12 @@ impl Grid {
         pictures
     }
 
+    /// Its name and its cells in order, where it has one axis.
+    pub(super) fn line(&self) -> Option<(String, Vec<&ExperimentResults>)> {
+        let name = self.name.rsplit('/').next().unwrap_or_default().to_owned();
+        (self.axes.len() == 1).then(|| (name, self.cells.iter().flatten().collect()))
+    }
+
     fn picture(&self, table: usize, end: &str) -> String {
         let safe = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '_' };
         format!("{}-{table}-{}", self.name, end.chars().map(safe).collect::<String>())
@@ -238,7 +251,9 @@ impl Table<'_> {
     fn shows(&self, measure: &Measure) -> bool {
         let mut means = self.cells.iter().flatten().flatten().filter_map(|cell| Some(cell.spread(measure.of)?.mean));
         match means.next() {
-            Some(first) => !measure.only_if_different || means.any(|mean| mean != first),
+            Some(first) => {
+                !measure.only_if_different || means.any(|mean| (measure.show)(mean) != (measure.show)(first))
+            }
             None => false,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{Grid, curves, sharpness};
+use super::{Grid, curves, memory, sharpness};
 use crate::Metric;
 use crate::format::{mean_sd, mebibytes, percent, seconds, utc};
 use crate::results::{ExperimentResults, RunInfo, SeedStatus, Summary};
@@ -12,7 +12,7 @@ use crate::results::{ExperimentResults, RunInfo, SeedStatus, Summary};
 /// baselines, versions and command; of grids their tables and curves. Pictures are linked relative to the page, as `<suite>/<picture>.svg`;
 /// [`super::write_markdown`] writes them. What comes from files is escaped.
 pub fn markdown(suite: &str, experiments: &[ExperimentResults], grids: &[Grid]) -> String {
-    let pictures = pictures(suite, experiments);
+    let pictures = pictures(suite, experiments, grids);
     let linked = |prefix: &str| {
         let links = pictures.iter().filter(|(name, _)| name.starts_with(prefix));
         links.map(|(name, _)| format!("![{}]({name})\n", name.trim_end_matches(".svg"))).collect::<String>()
@@ -21,11 +21,14 @@ pub fn markdown(suite: &str, experiments: &[ExperimentResults], grids: &[Grid]) 
     page += "Mean ± standard deviation over seeds, measured on data that no client trains on.\n\n";
     if !experiments.is_empty() {
         let sharp = experiments.iter().any(|results| results.seeds.iter().any(|run| run.sharpness.is_some()));
+        let measured = experiments.iter().any(|results| memory::range(results).is_some());
         page += "| experiment | seeds | rounds | final accuracy | best accuracy | final loss | centralised | clients alone | traffic | time |";
+        page += if measured { " clients' memory, MiB |" } else { "" };
         page += if sharp { " largest eigenvalue |\n" } else { "\n" };
         page += "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|";
-        page += if sharp { "---:|\n" } else { "\n" };
-        experiments.iter().for_each(|results| page += &line(results, sharp));
+        page += &"---:|".repeat(usize::from(measured) + usize::from(sharp));
+        page += "\n";
+        experiments.iter().for_each(|results| page += &line(results, measured, sharp));
         let _ = write!(page, "\n{}", linked(&format!("{suite}/all-")));
     }
     grids.iter().for_each(|grid| page += &grid.markdown());
@@ -59,14 +62,19 @@ pub fn markdown(suite: &str, experiments: &[ExperimentResults], grids: &[Grid]) 
 }
 
 /// The pictures of a suite's page: their path relative to it, and the SVG.
-pub(super) fn pictures(suite: &str, experiments: &[ExperimentResults]) -> Vec<(String, String)> {
+pub(super) fn pictures(suite: &str, experiments: &[ExperimentResults], grids: &[Grid]) -> Vec<(String, String)> {
     let mut pictures = Vec::new();
     let named: Vec<_> = experiments.iter().map(|results| (last_part(&results.name), results)).collect();
     for metric in [Metric::Accuracy, Metric::Loss] {
         let overlay = curves::overlay(&named, metric).and_then(|chart| chart.svg(WIDTH, HEIGHT));
         pictures.extend(overlay.map(|svg| (format!("{suite}/all-{metric}.svg"), svg)));
     }
+    let lines: Vec<_> = grids.iter().filter_map(Grid::line).collect();
+    let by_memory = memory::accuracy(&named, &lines).and_then(|chart| chart.svg(WIDTH, HEIGHT));
+    pictures.extend(by_memory.map(|svg| (format!("{suite}/all-accuracy-by-memory.svg"), svg)));
     for results in experiments {
+        let update = memory::update_chart(results).and_then(|chart| chart.svg(WIDTH, HEIGHT));
+        pictures.extend(update.map(|svg| (format!("{}-memory.svg", results.name), svg)));
         let charts = [
             ("accuracy", curves::accuracy(results)),
             ("loss", curves::loss(results)),
@@ -86,8 +94,9 @@ fn last_part(name: &str) -> String {
     name.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// A row of the table; `sharp` adds the Hessian's largest eigenvalue.
-fn line(results: &ExperimentResults, sharp: bool) -> String {
+/// A row of the table; `measured` adds the least and the most that a client's training held, `sharp` the Hessian's largest
+/// eigenvalue.
+fn line(results: &ExperimentResults, measured: bool, sharp: bool) -> String {
     let over = |of: fn(&Summary) -> Option<f64>, show: fn(f64) -> String| {
         results.spread(|run| of(&run.figures())).map_or_else(|| "–".into(), |spread| mean_sd(&spread, show))
     };
@@ -107,6 +116,7 @@ fn line(results: &ExperimentResults, sharp: bool) -> String {
         over(|s| Some((s.bytes_down + s.bytes_up) as f64), mebibytes),
         results.spread(|run| Some(run.figures().seconds)).map_or_else(|| "–".into(), |spread| seconds(spread.mean)),
     ];
+    cells.extend(measured.then(|| memory::range(results).unwrap_or_else(|| "–".into())));
     cells.extend(sharp.then(|| over(|s| s.top_eigenvalue, |value| format!("{value:.2}"))));
     format!("| {} |\n", cells.join(" | "))
 }

@@ -5,6 +5,7 @@ mod curves;
 mod grid;
 mod headline;
 mod markdown;
+mod memory;
 mod mixing;
 mod page;
 mod partition;
@@ -65,7 +66,7 @@ pub fn write_markdown(
     experiments: &[ExperimentResults],
     grids: &[Grid],
 ) -> Result<PathBuf, ResultsError> {
-    let single = markdown::pictures(suite, experiments);
+    let single = markdown::pictures(suite, experiments, grids);
     for (name, svg) in single.into_iter().chain(grids.iter().flat_map(Grid::pictures)) {
         write_atomic(&docs.join(name), svg.as_bytes())?;
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::Chart;
-use super::{curves, mixing, partition, pictures, sharpness};
+use super::{curves, memory, mixing, partition, pictures, sharpness};
 use crate::format::{mean_sd, mebibytes, percent, points, seconds, utc};
 use crate::results::{ClientRow, ExperimentResults, SeedResults, SeedStatus, Summary};
 use crate::{Spread, Verdict};
@@ -39,6 +39,7 @@ pub fn html(results: &ExperimentResults, verdicts: &[Verdict]) -> String {
                     (partition::section(results))
                     (clients(results))
                     (sharpness::section(results))
+                    (memory::section(results))
                     (cost(results))
                     (failures(results))
                     (repetition(results))

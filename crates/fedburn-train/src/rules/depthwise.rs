@@ -53,7 +53,7 @@ use serde::{Deserialize, Serialize};
 use super::flat::only;
 use super::ntd::divergence;
 use super::{BatchGradients, GradientRule, Kept, LocalRule, LocalRun, TrainModel, Trained, descend};
-use crate::{Bytes, Diverged, MemoryConfig, Part, Sgd, StepMemory};
+use crate::{Bytes, Diverged, MemoryConfig, Part, PlannedMemory, Sgd, StepMemory};
 
 /// The numbers of [`LocalDepthwise`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -178,7 +178,12 @@ impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalDepthwise<B> {
         let whole = memory.whole();
         let budget = self.config.memory.budget(self.config.memory.group(run.client, run.training.clients()), whole);
         if let Some(weight) = self.config.mutual.filter(|_| budget >= Bytes(whole.0.saturating_mul(2))) {
-            return self.train_both(model, run, weight);
+            let trained = self.train_both(model, run, weight)?;
+            if let Some(measured) = run.memory {
+                let (bytes, blocks) = (Bytes(2 * whole.0), 0..memory.num_blocks());
+                measured.part(Some(PlannedMemory { budget, bytes, blocks }), trained.steps);
+            }
+            return Ok(trained);
         }
         let cut = memory.cut(budget).map_err(|e| unusable(e.to_string()))?;
 
@@ -194,6 +199,10 @@ impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalDepthwise<B> {
             loss.merge(trained.loss);
             steps += trained.steps;
             accumulation += run.accumulation(trained.steps, 0.0);
+            if let Some(memory) = run.memory {
+                let plan = PlannedMemory { budget, bytes: part.bytes, blocks: part.blocks.clone() };
+                memory.part(Some(plan), trained.steps);
+            }
         }
         Ok(Trained { model, loss, steps, accumulation, side: SideInfo::default() })
     }

@@ -60,7 +60,7 @@ pub use sharpness::{Sharpened, SharpnessAwareConfig};
 pub(crate) use split_mix::NetCycle;
 pub use split_mix::{LocalSplitMix, SplitMixConfig};
 
-use crate::{Diverged, LocalTraining};
+use crate::{Diverged, LocalTraining, MemoryMeasurement};
 
 /// A model that can be trained here: a classifier on `Autodiff<B>` whose inner module is one on `B`. Implemented for
 /// every such type.
@@ -123,6 +123,8 @@ pub struct LocalRun<'a, B: Backend> {
     pub training: &'a LocalTraining,
     /// Where the model is.
     pub device: &'a B::Device,
+    /// What memory the run takes, where somebody wants to know; a rule that trains in parts says where one ends.
+    pub memory: Option<&'a MemoryMeasurement>,
 }
 
 impl<'a, B: Backend> LocalRun<'a, B> {

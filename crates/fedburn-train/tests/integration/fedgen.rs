@@ -89,7 +89,7 @@ fn step<B: Backend>(x: [f32; 3], config: FedGenRuleConfig, seed: u64, device: &B
     task.round = RoundIndex(3);
     let sent = Table { rows: Param::from_tensor(Tensor::from_floats(ROWS, device)) };
     task.side.vectors.insert(SideInfo::<B>::GENERATOR.into(), flatten(&sent).unwrap());
-    let run = LocalRun { client: ClientId(3), task: &task, data: &data, training: &training, device };
+    let run = LocalRun { client: ClientId(3), task: &task, data: &data, training: &training, device, memory: None };
     let trained = LocalFedGen::new(config, Tables).train(train_model(&task.global), &run).unwrap();
     let model: Point<Autodiff<B>> = trained.model;
     let gradient = x.iter().zip(model.host()).map(|(before, after)| before - after).collect();

@@ -1,7 +1,7 @@
 //! What holds for every message and every frame.
 
 use fedburn_core::{ClientFailure, ClientReport, Mean, Metrics, Reports};
-use fedburn_testkit::{Counting, peak};
+use fedburn_meter::{Counting, peak};
 use fedburn_transport::wire::limits::*;
 use fedburn_transport::wire::*;
 use proptest::prelude::*;

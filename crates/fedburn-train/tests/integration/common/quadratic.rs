@@ -96,7 +96,7 @@ pub fn on_run<B: Backend, T>(
     train: impl FnOnce(Point<Autodiff<B>>, &LocalRun<'_, B>) -> T,
 ) -> T {
     let (data, device) = (toy_data(4, 0), task.global.device());
-    let run = LocalRun { client: ClientId(3), task, data: &data, training, device: &device };
+    let run = LocalRun { client: ClientId(3), task, data: &data, training, device: &device, memory: None };
     train(train_model(&task.global), &run)
 }
 
