@@ -18,8 +18,8 @@ use fedburn::strategies::{
     ServerModels, StrategyConfig, StrategyConfigError,
 };
 use fedburn::train::{
-    ClientDataSource, ClientList, DepthwiseConfig, LabelFlipping, LocalData, LocalTraining, NamedPart, PersonalConfig,
-    RuleConfig, StepMemory,
+    ClientDataSource, ClientList, Heads, LabelFlipping, LocalData, LocalTraining, MemoryConfig, NamedPart,
+    PersonalConfig, RuleConfig, StepMemory,
 };
 
 use crate::compatibility;
@@ -216,17 +216,32 @@ impl Experiment {
         if !self.parts::<B>(device)?.is_empty() {
             self.check_parts::<B>()?;
         }
-        let RuleConfig::Depthwise(DepthwiseConfig { memory: config, .. }) = &self.config.client.rule else {
-            return Ok(());
-        };
+        let RuleConfig::Depthwise(rule) = &self.config.client.rule else { return Ok(()) };
+        if rule.resource_weight {
+            self.check_weights::<B>()?;
+        }
         let Some(memory) = self.step_memory::<B>(device)? else {
             let reason = "it is not made of blocks, and [client] rule `depthwise` trains block by block; expected \
                           preresnet20 or vit";
             return Err(self.refused("model", reason.to_owned()));
         };
-        let most = (0..config.groups()).map(|group| config.budget(group, memory.whole())).max().unwrap_or_default();
+        let groups = 0..rule.memory.groups();
+        let most = groups.map(|group| rule.memory.budget(group, memory.whole())).max().unwrap_or_default();
         let refused = |error| self.refused("client", format!("`rule.depthwise.memory`: {error}"));
-        memory.cut(most).map(drop).map_err(refused)
+        let cut = memory.cut(most).map_err(refused)?;
+        let head_is_trained = rule.heads == Heads::Shared || cut.parts.iter().any(|part| part.exit.is_none());
+        // What the machines of clients have nobody knows before they are there.
+        if head_is_trained || rule.memory == MemoryConfig::Machine {
+            return Ok(());
+        }
+        let reason = format!(
+            "`rule.depthwise.heads` is own, and the model's head, which predicts, would never be trained: that takes memory \
+             for the whole model, {}, and no group of `memory` has more than {}; expected a group with that much, for \
+             example {{ shares = [0.5, 1.0] }}, or `heads = \"shared\"`",
+            memory.whole(),
+            most.rounded()
+        );
+        Err(self.refused("client", reason))
     }
 
     /// Checks that the rest of the config goes with clients that hold parts of the model.
@@ -256,6 +271,17 @@ impl Experiment {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Checks that the strategy has a mean in which clients may count more than once.
+    fn check_weights<B: Kernels>(&self) -> Result<(), ConfigError> {
+        let Strategy::PerClient(strategy) = self.strategy::<B>()? else { return Ok(()) };
+        let reason = format!(
+            "`rule.depthwise.resource_weight` is true, a factor of clients' weights in a mean, and [strategy] `{}` looks at \
+             single updates; expected false, or a strategy that sees their mean, for example fedavg",
+            strategy.name()
+        );
+        Err(self.refused("client", reason))
     }
 
     /// The error of a table of the file.

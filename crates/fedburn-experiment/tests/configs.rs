@@ -128,6 +128,40 @@ fn parts_of_the_model_go_with_means_alone() {
     refused(&place, "", &["[compression]", "`down` goes by blocks", "f16"]);
 }
 
+#[test]
+fn more_memory_counts_more_where_there_are_groups_and_a_mean() {
+    let weighted = |memory: &str| small_memory(memory).replace("memory = ", "resource_weight = true, memory = ");
+    let words = ["[client]", "`rule.depthwise.resource_weight` is true", "one group", "shares = [0.25"];
+    refused(&Workplace::new(&weighted("'1 GiB'")), "", &words);
+    refused(&Workplace::new(&weighted("'machine'")), "", &words);
+    let (groups, run) = (weighted("['1 MiB', '1 GiB']"), "experiment run suite --quiet --out out");
+    let words = ["[client]", "`rule.depthwise.resource_weight` is true", "`median` looks at single updates", "fedavg"];
+    refused(&Workplace::new(&groups.replace("\"fedavg\"", "\"median\"")), "", &words);
+    let hash = |config: &str| {
+        let place = Workplace::new(config);
+        place.succeed(&format!("{run} --set server.rounds=1 --set sampler.per_round=6"));
+        json(&place.seed("out", 0).join("summary.json"))["model_hash"].clone()
+    };
+    assert_ne!(hash(&groups), hash(&groups.replace("resource_weight = true", "resource_weight = false")));
+}
+
+#[test]
+fn somebody_trains_the_head_that_predicts() {
+    let own = |memory: &str, heads: &str| {
+        small_memory(memory)
+            .replace("\"preresnet20\", width = 2", "\"with_exits\", body = { kind = \"preresnet20\", width = 2 }")
+            .replace("memory = ", &format!("heads = \"{heads}\", memory = "))
+    };
+    let words = ["[client]", "`rule.depthwise.heads` is own", "model's head", "whole model, ", "shares = [0.5, 1.0]"];
+    let place = Workplace::new(&own("{ shares = [0.7, 0.9] }", "own"));
+    refused(&place, "", &words);
+    place.call("plan suite").assert_refused(&words);
+    for (memory, heads) in [("{ shares = [0.7, 1.0] }", "own"), ("{ shares = [0.7, 0.9] }", "shared")] {
+        let place = Workplace::new(&own(memory, heads));
+        place.succeed("experiment run suite --quiet --out out --set server.rounds=1");
+    }
+}
+
 /// The steady federation with an ensemble of small nets.
 fn ensemble(model: &str, rule: &str) -> String {
     STEADY.replace("\"softmax\"", model).replace("rule = \"sgd\"", &format!("rule = {{ {rule} }}"))

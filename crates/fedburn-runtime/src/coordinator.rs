@@ -130,6 +130,8 @@ impl<B: Backend> Coordinator<B> {
     /// of the clients who hold it and stays as it is where nobody does; a strategy that sees single updates sees `x_t` in
     /// place of what a client does not hold. Such clients send no vectors beside the model.
     ///
+    /// A client counts in means as many times as `sub_models` says; a strategy that sees single updates is not told.
+    ///
     /// What is sent down in blocks of values (`int8`, `int4`) is rounded twice.
     #[must_use]
     pub fn with_sub_models(mut self, schemas: Schemas, sub_models: Arc<dyn SubModels>) -> Self {
@@ -312,10 +314,7 @@ impl<B: Backend> Coordinator<B> {
             }
         });
         let reports = self.strategy.reports();
-        let (part, sent) = match round.held.part(client) {
-            Some((slice, sent)) => (Some(slice), sent),
-            None => (None, &round.sent),
-        };
+        let sent = round.held.part(client).map_or(&round.sent, |(_, part)| part);
         let vector_bytes = self.compression.up.vector_len(sent.schema()) as u64;
         let accepted = reply.and_then(|mut update| {
             let bytes_up = vector_bytes + update.side.num_bytes();
@@ -331,7 +330,7 @@ impl<B: Backend> Coordinator<B> {
             }
             check(&update, sent, &reports)?;
             let (num_examples, metrics) = (update.num_examples, update.metrics.clone());
-            round.gathered.add(ClientUpdate { client, local: update }, part, &round.sent)?;
+            round.gathered.add(ClientUpdate { client, local: update }, &round.held, &round.sent)?;
             Ok((num_examples, Accepted { metrics, bytes_up }))
         });
         let event = match accepted {

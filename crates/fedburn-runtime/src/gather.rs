@@ -77,14 +77,15 @@ impl<B: Backend> Gathered<B> {
     }
 
     /// Takes an update in, all of it or, on error, nothing.
-    /// `part` is what its client holds where that is not the whole model: a strategy that sees single updates then sees
-    /// `x_t` in place of the rest.
+    /// Where its client holds a part of the model, as `held` says, a strategy that sees single updates sees `x_t` in place
+    /// of the rest.
     pub(crate) fn add(
         &mut self,
         mut update: ClientUpdate<B>,
-        part: Option<&Slice>,
+        held: &Held<B>,
         global: &ParamVector<B>,
     ) -> Result<(), ClientFailure> {
+        let part = held.part(update.client).map(|(slice, _)| slice);
         let malformed = |reason: String| ClientFailure::Malformed { reason };
         if let Some(name) = update.local.side.vectors.keys().next().filter(|_| part.is_some()) {
             return Err(malformed(format!("the side vector `{name}` beside a part of the model")));
@@ -101,7 +102,10 @@ impl<B: Backend> Gathered<B> {
                 updates.push(update);
                 Ok(())
             }
-            Self::Mean(sums) => sums.add(update, part),
+            Self::Mean(sums) => {
+                let times = held.times(update.client);
+                sums.add(update, part, times)
+            }
         }
     }
 
@@ -132,14 +136,6 @@ impl MeanSums {
         self.clients = clients;
     }
 
-    /// What a client of so many examples counts.
-    fn weight(&self, num_examples: u64) -> u64 {
-        match self.weighting {
-            Weighting::Examples => num_examples,
-            Weighting::Uniform => 1,
-        }
-    }
-
     /// Whose updates are in the sums.
     pub(crate) fn folded(&self) -> &BTreeMap<ClientId, ClientScalars> {
         &self.clients
@@ -152,9 +148,14 @@ impl MeanSums {
         params.chain(side).collect()
     }
 
-    fn add<B: Backend>(&mut self, update: ClientUpdate<B>, part: Option<&Slice>) -> Result<(), ClientFailure> {
+    fn add<B: Backend>(
+        &mut self,
+        update: ClientUpdate<B>,
+        part: Option<&Slice>,
+        times: u64,
+    ) -> Result<(), ClientFailure> {
         let LocalUpdate { params, num_examples, side, .. } = update.local;
-        let weight = self.weight(num_examples);
+        let weight = weight_of(self.weighting, num_examples, times);
         let (schema, len) = (params.schema().clone(), params.num_values());
         let malformed = |error| malformed(&schema, error);
         // All is checked before anything is taken in. What arrived is nobody else's, so that this copies nothing.
@@ -195,7 +196,10 @@ impl MeanSums {
             let values = values.map_err(|e| e.to_string())?;
             ParamVector::from_host(values, sent.schema().clone(), &sent.device()).map_err(|e| e.to_string())
         };
-        let weights = self.clients.iter().map(|(client, of)| (*client, self.weight(of.num_examples)));
+        let weighting = self.weighting;
+        let counts =
+            |(client, of): (&ClientId, &ClientScalars)| weight_of(weighting, of.num_examples, held.times(*client));
+        let weights = self.clients.iter().map(|each| (*each.0, counts(each)));
         let stretches = held.weights(sent.num_values(), weights);
         let mut side = SideInfo::default();
         for (name, mean) in self.side {
@@ -205,12 +209,9 @@ impl MeanSums {
             side.vectors.insert(name, vector(mean.mean())?);
         }
         let mut scalars: BTreeMap<SideName, (f64, usize)> = BTreeMap::new();
-        for client in self.clients.values() {
-            let weight = match self.weighting {
-                Weighting::Examples => client.num_examples as f64,
-                Weighting::Uniform => 1.0,
-            };
-            for (name, value) in &client.scalars {
+        for client in &self.clients {
+            let weight = counts(client) as f64;
+            for (name, value) in &client.1.scalars {
                 let sum = scalars.entry(name.clone()).or_default();
                 *sum = (sum.0 + weight * value, sum.1 + 1);
             }
@@ -230,6 +231,14 @@ impl MeanSums {
             num_examples: self.clients.values().map(|c| c.num_examples).sum(),
             num_updates: self.clients.len(),
         })
+    }
+}
+
+/// What a client of so many examples counts, so many times; more than any sum takes where that is no number.
+fn weight_of(weighting: Weighting, num_examples: u64, times: u64) -> u64 {
+    match weighting {
+        Weighting::Examples => num_examples.saturating_mul(times),
+        Weighting::Uniform => times,
     }
 }
 

@@ -1,6 +1,7 @@
-//! Who holds which part of the model in a round.
+//! Who holds which part of the model in a round, and how much each counts.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ pub(crate) struct Holdings {
 /// What the clients of a round hold; of those that are not named, the whole model.
 pub(crate) struct Held<B: Backend> {
     clients: BTreeMap<ClientId, Vec<SliceName>>,
+    times: BTreeMap<ClientId, NonZeroU64>,
     parts: BTreeMap<Vec<SliceName>, (Slice, ParamVector<B>)>,
 }
 
@@ -32,9 +34,10 @@ impl<B: Backend> Held<B> {
         whole: &ParamVector<B>,
         rounding: Seed,
     ) -> Result<Self, CodecError> {
-        let mut held = Self { clients: BTreeMap::new(), parts: BTreeMap::new() };
+        let mut held = Self { clients: BTreeMap::new(), times: BTreeMap::new(), parts: BTreeMap::new() };
         let Some(Holdings { schemas, sub_models }) = holdings else { return Ok(held) };
         for client in cohort {
+            held.times.insert(*client, sub_models.times(round, *client));
             let names = sub_models.held(round, *client);
             if !held.parts.contains_key(&names) {
                 let Some(slice) = schemas.slice(&names)? else { continue };
@@ -54,6 +57,11 @@ impl<B: Backend> Held<B> {
     /// Where the part of `client` lies and what was sent of it; `None` for the whole.
     pub(crate) fn part(&self, client: ClientId) -> Option<&(Slice, ParamVector<B>)> {
         self.parts.get(self.clients.get(&client)?)
+    }
+
+    /// How many times `client` counts.
+    pub(crate) fn times(&self, client: ClientId) -> u64 {
+        self.times.get(&client).copied().unwrap_or(NonZeroU64::MIN).get()
     }
 
     /// The weight of those who hold it, for each stretch of a model of `len` values, given the weight of each client;

@@ -1,6 +1,7 @@
 //! Clients that hold a part of the model: each value is the mean over those who hold it, exactly, whatever came when.
 #![allow(clippy::unwrap_used)]
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,13 +50,17 @@ impl ClientSampler for Everybody {
     }
 }
 
-/// Client `i` holds the `i`-th.
+/// Client `i` holds the `i`-th and counts as often as the `i`-th number says, once where there is none.
 #[derive(Debug)]
-struct Listed(Vec<Vec<SliceName>>);
+struct Listed(Vec<Vec<SliceName>>, Vec<u64>);
 
 impl SubModels for Listed {
     fn held(&self, _: RoundIndex, client: ClientId) -> Vec<SliceName> {
         self.0[client.0 as usize].clone()
+    }
+
+    fn times(&self, _: RoundIndex, client: ClientId) -> NonZeroU64 {
+        self.1.get(client.0 as usize).map_or(NonZeroU64::MIN, |times| (*times).try_into().unwrap())
     }
 }
 
@@ -76,16 +81,24 @@ fn schemas() -> Schemas {
 }
 
 fn coordinator(strategy: Strategy<Flex>, held: &[&[&'static str]]) -> Coordinator<Flex> {
+    counted(strategy, held, &[])
+}
+
+fn counted(strategy: Strategy<Flex>, held: &[&[&'static str]], times: &[u64]) -> Coordinator<Flex> {
     let schemas = schemas();
     let values: Vec<f32> = (0..11).map(|i| i as f32).collect();
     let global = vector(&values, schemas.model(), &FlexDevice);
     let named = held.iter().map(|names| names.iter().map(|&name| name.into()).collect()).collect();
     Coordinator::new(strategy, Box::new(Everybody), global, Seed::new(1), 1)
-        .with_sub_models(schemas, Arc::new(Listed(named)))
+        .with_sub_models(schemas, Arc::new(Listed(named, times.to_vec())))
 }
 
 fn uniform() -> Strategy<Flex> {
     Strategy::Mean(Box::new(TheMean(Weighting::Uniform)))
+}
+
+fn by_examples() -> Strategy<Flex> {
+    Strategy::Mean(Box::new(TheMean(Weighting::Examples)))
 }
 
 fn tasks(coordinator: &mut Coordinator<Flex>, clients: u64) -> Vec<TrainTask<Flex>> {
@@ -106,10 +119,16 @@ fn answer(client: u64, params: ParamVector<Flex>, num_examples: u64) -> Outcome<
 
 /// Each client answers with one number everywhere; the global vector after that.
 fn round(coordinator: &mut Coordinator<Flex>, numbers: &[f32]) -> Vec<f32> {
+    round_of(coordinator, numbers, &vec![1; numbers.len()])
+}
+
+/// The same for clients of so many examples.
+fn round_of(coordinator: &mut Coordinator<Flex>, numbers: &[f32], examples: &[u64]) -> Vec<f32> {
     let sent = tasks(coordinator, numbers.len() as u64);
     for (client, (task, number)) in sent.iter().zip(numbers).enumerate() {
         let params = vector(&vec![*number; task.global.num_values()], task.global.schema(), &FlexDevice);
-        coordinator.step(Input::Outcome(answer(client as u64, params, 1)), Duration::ZERO).unwrap();
+        let answer = answer(client as u64, params, examples[client]);
+        coordinator.step(Input::Outcome(answer), Duration::ZERO).unwrap();
     }
     coordinator.global().to_host()
 }
@@ -123,6 +142,51 @@ fn each_value_is_the_mean_of_those_who_hold_it() {
     assert_eq!(small, [20., 20., 2., 20., 20., 5., 6., 7., 8., 9., 10.]);
     let joined = round(&mut coordinator(uniform(), &[&["tail", "corner"], &[]]), &[1.0, 3.0]);
     assert_eq!(joined, [2., 2., 3., 2., 2., 3., 3., 3., 3., 2., 2.]);
+}
+
+#[test]
+fn a_client_counts_as_often_as_it_is_said_to() {
+    // 2 once and 1 twice are the same weight; where the first holds nothing, it does not pull.
+    let (held, values): ([&[&str]; 2], _) = ([&["corner"], &[]], [10.0, 20.0]);
+    let twice = round_of(&mut counted(by_examples(), &held, &[1, 2]), &values, &[2, 1]);
+    assert_eq!(twice, [15., 15., 20., 15., 15., 20., 20., 20., 20., 20., 20.]);
+    // (1 * 1 * 10 + 3 * 4 * 36) / (1 + 12) = 34; as often as each other is as once.
+    let whole: [&[&str]; 2] = [&[], &[]];
+    assert_eq!(round_of(&mut counted(by_examples(), &whole, &[1, 4]), &[10.0, 36.0], &[1, 3]), [34.0; 11]);
+    assert_eq!(round_of(&mut counted(by_examples(), &whole, &[4, 4]), &[8.0, 24.0], &[1, 3]), [20.0; 11]);
+    assert_eq!(round_of(&mut counted(uniform(), &whole, &[1, 2]), &[10.0, 40.0], &[7, 1]), [30.0; 11]);
+    let alone: [&[&str]; 1] = [&["corner"]];
+    let corner = round_of(&mut counted(by_examples(), &alone, &[3]), &[20.0], &[2]);
+    assert_eq!(corner, [20., 20., 2., 20., 20., 5., 6., 7., 8., 9., 10.]);
+}
+
+#[test]
+fn scalars_count_as_often_as_their_client() {
+    struct Scalar;
+    impl MeanStrategy<Flex> for Scalar {
+        fn name(&self) -> &'static str {
+            "scalar"
+        }
+        fn step(&mut self, round: &Round<'_, Flex>, mean: &RoundMean<Flex>) -> Result<Aggregate<Flex>, AggregateError> {
+            let value = mean.side.scalars["value"] as f32;
+            Ok(round.global.with_values(round.global.values().clone() * 0.0 + value).unwrap().into())
+        }
+    }
+    let mut coordinator = counted(Strategy::Mean(Box::new(Scalar)), &[&[], &[]], &[1, 4]);
+    for (client, task) in tasks(&mut coordinator, 2).into_iter().enumerate() {
+        let mut answer = answer(client as u64, task.global, [1, 3][client]);
+        if let Ok(Reply::Trained(update)) = &mut answer.reply {
+            update.side.scalars.insert("value".into(), [10.0, 36.0][client]);
+        }
+        coordinator.step(Input::Outcome(answer), Duration::ZERO).unwrap();
+    }
+    assert_eq!(coordinator.global().to_host(), [34.0; 11]);
+}
+
+#[test]
+fn a_client_that_would_count_more_than_a_sum_can_hold_is_left_out() {
+    let mut coordinator = counted(by_examples(), &[&[], &[]], &[1, u64::MAX]);
+    assert_eq!(round_of(&mut coordinator, &[10.0, 20.0], &[2, 3]), [10.0; 11]);
 }
 
 #[test]
@@ -193,21 +257,21 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 proptest! {
     #[test]
     fn the_mean_is_exact_and_in_any_order(
-        answers in prop::collection::vec((0usize..4, 1u64..1000, prop::array::uniform11(-1e6f32..1e6)), 1..7),
+        answers in prop::collection::vec((0usize..4, 1u64..1000, 1u64..5, prop::array::uniform11(-1e6f32..1e6)), 1..7),
         turn in 0usize..7,
         half in prop::bool::ANY,
     ) {
         const HELD: [&[&str]; 4] = [&[], &["corner"], &["matrix"], &["tail", "corner"]];
         let held: Vec<_> = answers.iter().map(|(part, ..)| HELD[*part]).collect();
-        let strategy = || Strategy::Mean(Box::new(TheMean(Weighting::Examples)));
+        let times: Vec<u64> = answers.iter().map(|(_, _, times, _)| *times).collect();
         let down = if half { Codec::F16 {} } else { Codec::F32 {} };
         let run = |turn: usize| {
             let compression = CompressionConfig { down, error_feedback: false, ..Default::default() };
-            let mut coordinator = coordinator(strategy(), &held).with_compression(compression);
+            let mut coordinator = counted(by_examples(), &held, &times).with_compression(compression);
             let sent = tasks(&mut coordinator, answers.len() as u64);
             for step in 0..answers.len() {
                 let client = (step + turn) % answers.len();
-                let (_, weight, values) = &answers[client];
+                let (_, weight, _, values) = &answers[client];
                 let len = sent[client].global.num_values();
                 let params = vector(&values[..len], sent[client].global.schema(), &FlexDevice);
                 coordinator.step(Input::Outcome(answer(client as u64, params, *weight)), Duration::ZERO).unwrap();
@@ -220,14 +284,14 @@ proptest! {
         let schemas = schemas();
         let expected = (0..11).map(|place| {
             let mut sum = ExactSum::new(1);
-            for ((_, weight, values), names) in answers.iter().zip(&held) {
+            for ((_, weight, times, values), names) in answers.iter().zip(&held) {
                 let names: Vec<SliceName> = names.iter().map(|&name| name.into()).collect();
                 let places: Vec<usize> = match schemas.slice(&names).unwrap() {
                     Some(slice) => slice.ranges().iter().cloned().flatten().collect(),
                     None => (0..11).collect(),
                 };
                 if let Some(at) = places.iter().position(|of| *of == place) {
-                    sum.add(&[values[at]], *weight).unwrap();
+                    sum.add(&[values[at]], weight * times).unwrap();
                 }
             }
             sum.mean().map_or(place as f32, |mean| mean[0])

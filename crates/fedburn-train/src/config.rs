@@ -216,7 +216,7 @@ impl LocalTrainingConfig {
                 at_least_0("rule.moon.mu", mu)?;
                 above_0("rule.moon.temperature", temperature)?;
             }
-            RuleConfig::Depthwise(DepthwiseConfig { memory, mutual, trained_only, .. }) => {
+            RuleConfig::Depthwise(DepthwiseConfig { memory, mutual, trained_only, resource_weight, .. }) => {
                 let expected = "at least one group of clients, each with a number above 0";
                 check("rule.depthwise.memory", memory.groups(), |_| memory.is_possible(), expected)?;
                 let expected = "false where `memory` is \"machine\", which the server does not know";
@@ -226,6 +226,10 @@ impl LocalTrainingConfig {
                     |v| !v || *memory != MemoryConfig::Machine,
                     expected,
                 )?;
+                let groups = memory.groups() > 1;
+                let expected = "false where `memory` is that of one group, whose clients count the same; or a list of \
+                                budgets, or { shares = [0.25, 0.5, 1.0] }";
+                check("rule.depthwise.resource_weight", *resource_weight, |v| !v || groups, expected)?;
                 above_0("rule.depthwise.mutual", mutual.unwrap_or(1.0))?;
                 let both = mutual.is_some() && self.sharpness.is_some();
                 let expected = "absent with `sharpness`, which would take two steps of the client's own model for one";
@@ -390,6 +394,10 @@ mod tests {
 
     use crate::{Bytes, ControlOption, Heads};
 
+    fn by_resources(memory: MemoryConfig) -> RuleConfig {
+        RuleConfig::Depthwise(DepthwiseConfig { resource_weight: true, ..DepthwiseConfig::new(memory) })
+    }
+
     fn depthwise(memory: MemoryConfig, mutual: Option<f64>) -> RuleConfig {
         RuleConfig::Depthwise(DepthwiseConfig { mutual, ..DepthwiseConfig::new(memory) })
     }
@@ -423,7 +431,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 51] = [
+        let cases: [(&str, Change); 54] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -471,6 +479,9 @@ mod tests {
                 let config = DepthwiseConfig::new(MemoryConfig::Machine);
                 c.rule = RuleConfig::Depthwise(DepthwiseConfig { trained_only: true, ..config });
             }),
+            ("rule.depthwise.resource_weight", |c| c.rule = by_resources(MemoryConfig::Machine)),
+            ("rule.depthwise.resource_weight", |c| c.rule = by_resources(MemoryConfig::Same(Bytes(9)))),
+            ("rule.depthwise.resource_weight", |c| c.rule = by_resources(MemoryConfig::Shares(vec![1.0]))),
             ("rule.depthwise.mutual", |c| c.rule = depthwise(MemoryConfig::Same(Bytes(9)), Some(0.0))),
             ("rule.depthwise.mutual", |c| {
                 c.rule = depthwise(MemoryConfig::Same(Bytes(9)), Some(1.0));
@@ -534,6 +545,10 @@ mod tests {
             ("{ depth_fl = { classifiers = [1, 4] } }", depth_fl(&[1, 4], 300)),
             ("{ depthwise = { memory = \"64 MiB\" } }", depthwise(None)),
             ("{ depthwise = { memory = \"64 MiB\", mutual = 1.0 } }", depthwise(Some(1.0))),
+            (
+                "{ depthwise = { memory = { shares = [0.5, 1.0] }, resource_weight = true } }",
+                by_resources(MemoryConfig::Shares(vec![0.5, 1.0])),
+            ),
             (
                 "{ depthwise = { memory = \"64 MiB\", heads = \"own\", trained_only = true } }",
                 RuleConfig::Depthwise(DepthwiseConfig {

@@ -25,8 +25,8 @@ impl LocalTraining {
         }
     }
 
-    /// What decides on the server which client holds which of `parts`, which are those of [`LocalTraining::parts`];
-    /// `None` where each holds the whole model. What is drawn is drawn from `seed`.
+    /// What decides on the server which client holds which of `parts`, which are those of [`LocalTraining::parts`], and
+    /// how much it counts; `None` where each holds the whole model and counts once. What is drawn is drawn from `seed`.
     pub fn sub_models(&self, parts: &[NamedPart], seed: Seed) -> Option<Arc<dyn SubModels>> {
         let clients = self.clients();
         match self.config().rule.clone() {
@@ -34,7 +34,7 @@ impl LocalTraining {
             RuleConfig::SplitMix(config) => Some(Arc::new(NetCycle { config, clients, nets: parts.len(), seed })),
             RuleConfig::DepthFl(config) => Some(Arc::new(Depths { config, clients, classifiers: parts.len() })),
             RuleConfig::InclusiveFl(config) => Some(Arc::new(SizesOfGroups { config, clients, sizes: parts.len() })),
-            RuleConfig::Depthwise(config) if config.trained_only => {
+            RuleConfig::Depthwise(config) if config.trained_only || config.resource_weight => {
                 let parts = parts.iter().map(|(name, _)| name.clone()).collect();
                 Some(Arc::new(Budgets { config, clients, parts }))
             }

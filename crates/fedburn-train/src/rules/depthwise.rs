@@ -34,10 +34,14 @@
 //! alone whose memory is enough for the whole model. With [`DepthwiseConfig::trained_only`] each tensor is the mean over
 //! the clients that hold it, weights `n_k`; what nobody holds keeps its value.
 //!
+//! With [`DepthwiseConfig::resource_weight`] a client of budget group `g`, from 0, has the weight `n_k (g + 1)`.
+//!
 //! What is frozen is evaluated outside of automatic differentiation, leaves nothing behind and is not stepped. Departures
 //! from the published code: momentum begins at zero in each part, where the code's one optimiser goes on to move, by
 //! momentum and weight decay, what was trained before; the stem of a transformer is trained in the first part alone, as a
 //! gradient through frozen blocks would need what they do not leave.
+
+use std::num::NonZeroU64;
 
 use burn::backend::Autodiff;
 use burn::nn::loss::CrossEntropyLoss;
@@ -72,6 +76,10 @@ pub struct DepthwiseConfig {
     /// blocks that inputs go past nor classifiers of other clients.
     #[serde(default)]
     pub trained_only: bool,
+    /// Whether a client counts more the more memory its group has: once in the first of the groups as they are written,
+    /// twice in the second, and so on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resource_weight: bool,
 }
 
 /// The classifier behind a part of the model while that is trained.
@@ -88,7 +96,7 @@ pub enum Heads {
 impl DepthwiseConfig {
     /// Clients with so much memory, the rest as by default.
     pub fn new(memory: MemoryConfig) -> Self {
-        Self { memory, mutual: None, heads: Heads::Shared, trained_only: false }
+        Self { memory, mutual: None, heads: Heads::Shared, trained_only: false, resource_weight: false }
     }
 
     /// The paths of what `group` holds of a model of these stages; `None` for all of it.
@@ -107,7 +115,7 @@ impl DepthwiseConfig {
     }
 }
 
-/// The server's half where clients hold what they train: each holds what its memory can.
+/// The server's half where it knows of budgets: each client holds what its memory can train, or counts by its group.
 #[derive(Clone, Debug)]
 pub(crate) struct Budgets {
     pub(crate) config: DepthwiseConfig,
@@ -120,6 +128,11 @@ impl SubModels for Budgets {
     fn held(&self, _round: RoundIndex, client: ClientId) -> Vec<SliceName> {
         let name = DepthwiseConfig::part(self.config.memory.group(client, self.clients));
         self.parts.iter().filter(|part| **part == name).cloned().collect()
+    }
+
+    fn times(&self, _round: RoundIndex, client: ClientId) -> NonZeroU64 {
+        let group = if self.config.resource_weight { self.config.memory.group(client, self.clients) } else { 0 };
+        NonZeroU64::MIN.saturating_add(group as u64)
     }
 }
 

@@ -223,6 +223,25 @@ fn clients_hold_what_they_train_and_what_inputs_go_through() {
 }
 
 #[test]
+fn a_client_of_a_later_group_counts_more() {
+    let of = |resource_weight, trained_only| {
+        let memory = MemoryConfig::Shares(vec![0.9, 0.5, 1.0, 2.0]);
+        let config = DepthwiseConfig { resource_weight, trained_only, ..DepthwiseConfig::new(memory) };
+        settings(RuleConfig::Depthwise(config), |_| {}).among(8)
+    };
+    let times = |training: LocalTraining| {
+        let sub_models = training.sub_models(&[], Seed::new(1)).unwrap();
+        assert!((0..8).all(|client| sub_models.held(RoundIndex(3), ClientId(client)).is_empty()));
+        (0..8).map(|client| sub_models.times(RoundIndex(3), ClientId(client)).get()).collect::<Vec<u64>>()
+    };
+    assert_eq!(times(of(true, false)), [1, 1, 2, 2, 3, 3, 4, 4]);
+    assert_eq!(times(of(true, true)), [1, 1, 2, 2, 3, 3, 4, 4]);
+    assert_eq!(times(of(false, true)), [1; 8]);
+    let plain = of(true, false);
+    assert!(plain.parts::<Flex, _>(&preresnet(NormKind::Batch), INPUT, &FlexDevice).unwrap().is_empty());
+}
+
+#[test]
 fn blocks_that_inputs_go_past_are_not_held() {
     let zoo = preresnet(NormKind::Batch);
     let rule = |memory| RuleConfig::Depthwise(DepthwiseConfig { trained_only: true, ..DepthwiseConfig::new(memory) });
