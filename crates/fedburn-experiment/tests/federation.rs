@@ -77,6 +77,25 @@ sampler = { kind = "uniform", per_round = 4 }
 server = { rounds = 16, checkpoint_every = 3 }
 "#;
 
+/// Clients with memory for parts of the model hold what they train and count less; nobody holds every classifier.
+const TRAINED_ONLY: &str = r#"
+title = "Parts by memory"
+seeds = [3]
+data = { kind = "digits" }
+reduce = { train = 300, test = 60 }
+partition = { kind = "dirichlet", clients = 6, alpha = 0.3, min_examples = 10 }
+model = { kind = "with_exits", body = { kind = "preresnet20", width = 2 } }
+client = { rule = { depthwise = { RULE } }, epochs = 1, batch_size = 8, lr = 0.05 }
+strategy = { kind = "fedavg" }
+sampler = { kind = "uniform", per_round = 4 }
+server = { rounds = 16, checkpoint_every = 3, eval_every = 4 }
+"#;
+
+fn trained_only() -> String {
+    let memory = "memory = { shares = [0.6, 0.8, 1.0] }";
+    TRAINED_ONLY.replace("RULE", &format!("{memory}, heads = \"own\", trained_only = true, resource_weight = true"))
+}
+
 /// Asserts that `fedburn join` is refused with a message that holds every one of `words`.
 fn refused(mut join: Command, words: &[&str]) {
     join.arg("--quiet");
@@ -130,6 +149,12 @@ fn a_federation_of_clients_with_their_last_models_has_the_bits_of_one_process() 
 fn a_federation_of_parts_of_the_model_has_the_bits_of_one_process() {
     has_the_bits_of_one_process(HETEROFL, "flex");
     has_the_bits_of_one_process(&compressed(HETEROFL), "ndarray");
+}
+
+#[test]
+fn a_federation_of_clients_that_hold_what_they_train_has_the_bits_of_one_process() {
+    has_the_bits_of_one_process(&trained_only(), "flex");
+    has_the_bits_of_one_process(&compressed(&trained_only()), "ndarray");
 }
 
 /// Updates lose most of their bits, and clients keep what was lost; the model loses some on its way down.
@@ -231,6 +256,11 @@ fn a_killed_server_goes_on_with_its_generator() {
 #[test]
 fn a_killed_server_goes_on_where_clients_hold_parts_of_the_model() {
     killed_servers_leave_no_trace(HETEROFL, "accumulator", Seed::new(26));
+}
+
+#[test]
+fn a_killed_server_goes_on_where_clients_count_by_their_memory() {
+    killed_servers_leave_no_trace(&trained_only(), "accumulator", Seed::new(27));
 }
 
 /// More clients a round than updates between two writings of the sums.
