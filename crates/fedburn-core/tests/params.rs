@@ -139,6 +139,52 @@ fn safetensors_round_trip_and_refuse_damage() {
     assert!(read(&small).unwrap_err().to_string().contains("1 tensors where the model has 8"));
 }
 
+#[test]
+fn a_file_takes_the_place_of_all_tensors_but_those_that_are_kept() {
+    let schema = Arc::new(schema_of::<Flex, _>(&net(&FlexDevice)).unwrap());
+    let trained = ParamVector::<Flex>::from_host(values(&schema), schema.clone(), &FlexDevice).unwrap();
+    let bytes = trained.to_safetensors().unwrap();
+    let random = ParamVector::<Flex>::from_host(vec![0.25; schema.num_values()], schema.clone(), &FlexDevice).unwrap();
+    let kept = |layers: &[&str]| layers.iter().map(|&layer| layer.to_owned()).collect::<Vec<String>>();
+    assert_eq!(random.with_safetensors(&bytes, &[]).unwrap().to_host(), trained.to_host());
+    let mixed = random.with_safetensors(&bytes, &kept(&["layers.1", "norm.gamma", "lay"])).unwrap();
+    for entry in schema.entries() {
+        let own = entry.path.starts_with("layers.1") || entry.path == "norm.gamma";
+        let expected = if own { &random } else { &trained }.to_host();
+        assert_eq!(mixed.to_host()[entry.range()], expected[entry.range()], "{}", entry.path);
+    }
+
+    // A net of other layers at one place, and one with a layer less, of which a file may say what it likes.
+    let other = |change: &dyn Fn(&mut Vec<ParamEntry>)| {
+        let mut entries = schema.entries().to_vec();
+        change(&mut entries);
+        let schema = Arc::new(ParamSchema::new(entries).unwrap());
+        ParamVector::<Flex>::from_host(values(&schema), schema, &FlexDevice).unwrap().to_safetensors().unwrap()
+    };
+    let (wide, without): (Vec<u8>, Vec<u8>) =
+        (other(&|entries| entries[2].shape = vec![4, 7]), other(&|entries| drop(entries.remove(3))));
+    let more = other(&|entries| entries.push(ParamEntry::new("extra.b", vec![1], ParamKind::Weight)));
+    for (bytes, word) in [
+        (&wide, "`layers.1.weight` is F32 [4, 7], expected F32 [4, 2]"),
+        (&without, "`layers.1.bias` is missing, expected F32 [2]"),
+        (&more, "`extra.b` is not one of the model"),
+    ] {
+        let error = random.with_safetensors(bytes, &kept(&["norm"])).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+        let found = random.with_safetensors(bytes, &kept(&["layers.1", "extra"])).unwrap();
+        assert_eq!(found.to_host()[..16], trained.to_host()[..16]);
+    }
+    let mut numbers = values(&schema);
+    numbers[3] = f32::NAN;
+    let broken = ParamVector::<Flex>::from_host(numbers, schema, &FlexDevice).unwrap().to_safetensors().unwrap();
+    let error = random.with_safetensors(&broken, &[]).unwrap_err().to_string();
+    assert!(error.contains("`layers.0.weight` holds a NaN"), "{error}");
+    assert!(random.with_safetensors(&broken, &kept(&["layers"])).is_ok());
+    for cut in 0..bytes.len() {
+        assert!(matches!(random.with_safetensors(&bytes[..cut], &[]), Err(SchemaError::File { .. })), "cut at {cut}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_bits_survive_the_host_round_trip(bits in prop::collection::vec(any::<u32>(), 1..50)) {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fedburn::core::{
-    Classifier, ClientSampler, Codec, GeneratorFamily, ModelFamily, ParamSchema, Purpose, SchemaError, Schemas, Seed,
-    SideInfo, Size, Strategy, SubModels, schema_of,
+    Classifier, ClientSampler, Codec, GeneratorFamily, ModelFamily, ParamSchema, ParamVector, Purpose, SchemaError,
+    Schemas, Seed, SideInfo, Size, Strategy, SubModels, flatten, schema_of,
 };
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
@@ -24,6 +24,7 @@ use fedburn::train::{
 
 use crate::compatibility;
 use crate::config::{ConfigError, ExperimentConfig};
+use crate::initial_model::InitialModel;
 use crate::library::{Divided, Library};
 
 /// The parts that all seeds of an experiment share.
@@ -35,6 +36,8 @@ pub struct Experiment {
     /// What the server has, where it has examples.
     server_data: Option<Arc<Examples>>,
     zoo: Zoo,
+    /// What the model begins with, where that is not random.
+    initial: Option<InitialModel>,
     /// The recipe of the generator that the server sends, where it sends one.
     generator: Option<FeatureGeneratorFamily>,
     training: LocalTraining,
@@ -67,7 +70,7 @@ impl Experiment {
     ///
     /// # Errors
     /// As [`Experiment::new`].
-    pub fn with_library(path: &Path, config: ExperimentConfig, library: &mut Library) -> Result<Self, ConfigError> {
+    pub fn with_library(path: &Path, mut config: ExperimentConfig, library: &mut Library) -> Result<Self, ConfigError> {
         let refuse = |table, reason: String| ConfigError::Value { path: path.to_owned(), table, reason };
         config.server.check().map_err(|e| refuse("server", server_reason(&e)))?;
         config.early_stop.clone().unwrap_or_default().build().map_err(|e| refuse("early_stop", e.to_string()))?;
@@ -90,11 +93,13 @@ impl Experiment {
             (_, features) => generator(&config.strategy, features, classes),
         };
         let generator = generator.transpose().map_err(|e| refuse("strategy", e.to_string()))?;
+        let initial = config.initial_model.as_mut().map(|initial| initial.read(path)).transpose();
+        let initial = initial.map_err(|reason| refuse("initial_model", reason))?;
         let path = path.to_owned();
-        Ok(Self { path, config, dataset, server_data, zoo, generator, training, mixing, availability })
+        Ok(Self { path, config, dataset, server_data, zoo, initial, generator, training, mixing, availability })
     }
 
-    /// The config that the parts were made from.
+    /// The config that the parts were made from, with what the initial model's file holds.
     pub fn config(&self) -> &ExperimentConfig {
         &self.config
     }
@@ -375,6 +380,20 @@ impl Run {
     /// The root of the run's seed tree.
     pub fn seeds(&self) -> Seed {
         Seed::new(self.seed)
+    }
+
+    /// The vector that the run begins with.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where the model makes no vector, or the file to begin with is not one of this model.
+    pub fn initial<B: Kernels>(&self, device: &B::Device) -> Result<ParamVector<B>, ConfigError> {
+        let Experiment { zoo, initial, .. } = &self.experiment;
+        let random = ModelFamily::<B>::init(zoo, self.seeds().purpose(Purpose::Initialisation), device);
+        let random = flatten(&random).map_err(|e| self.experiment.refused("model", e.to_string()))?;
+        match initial {
+            Some(initial) => initial.over(&random).map_err(|reason| self.experiment.refused("initial_model", reason)),
+            None => Ok(random),
+        }
     }
 
     /// Who holds which examples.

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::federation::Durability;
+use crate::initial_model::InitialModelConfig;
 use crate::layers::{self, Change};
 use crate::{Metric, MetricError};
 
@@ -47,6 +48,9 @@ pub struct ExperimentConfig {
     pub evaluation: EvaluationConfig,
     /// The model.
     pub model: ZooConfig,
+    /// What it begins with; with random values where absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_model: Option<InitialModelConfig>,
     /// How clients train.
     pub client: LocalTrainingConfig,
     /// How their answers are combined.
@@ -320,7 +324,8 @@ impl ExperimentConfig {
     }
 
     /// Identifies what one seed of this experiment computes: a SHA-256 over every field that can change its results,
-    /// the backend and the seed. Titles, claims, other seeds and the number of workers are left out.
+    /// the backend and the seed. Titles, claims, other seeds, the number of workers and where the initial model's file lies
+    /// are left out; what that holds counts once the config was assembled.
     pub fn run_hash(&self, backend: &str, seed: u64) -> String {
         let mut relevant = self.clone();
         relevant.title.clear();
@@ -329,6 +334,7 @@ impl ExperimentConfig {
         relevant.expect.clear();
         relevant.sweep.clear();
         relevant.transport = TransportConfig::default();
+        relevant.initial_model = relevant.initial_model.map(|initial| initial.without_place());
         // serde_json's maps are sorted, so the text does not depend on the order of fields in the file.
         let value = serde_json::to_value(&relevant).unwrap_or_default();
         let digest = Sha256::digest(format!("fedburn run 1\n{backend}\n{seed}\n{value}"));

@@ -43,6 +43,7 @@ mod files;
 #[cfg(test)]
 mod fixture;
 mod format;
+pub mod initial_model;
 pub mod layers;
 pub mod library;
 pub mod list;

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use burn::tensor::backend::Backend;
 use fedburn::core::{
     ClientId, ClientInfo, EvaluateError, Event, Metrics, ModelFamily, Observer, ParamSchema, Purpose, RoundIndex,
-    SchemaError, ServerTransport, StateError, StopReason, Strategy, TransportError, flatten,
+    SchemaError, ServerTransport, StateError, StopReason, Strategy, TransportError,
 };
 use fedburn::data::ClientData;
 use fedburn::ops::Kernels;
@@ -200,7 +200,8 @@ impl BackendJob for PartsCheck<'_> {
 
     fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
         self.0.experiment().strategy::<B>()?;
-        self.0.experiment().check_memory::<B>(&device)
+        self.0.experiment().check_memory::<B>(&device)?;
+        self.0.initial::<B>(&device).map(drop)
     }
 }
 
@@ -271,7 +272,7 @@ impl Job<'_> {
         results::write_json(&self.path("partition.json"), run.statistics())?;
 
         let family = experiment.zoo().clone();
-        let initial = flatten(&ModelFamily::<B>::init(&family, run.seeds().purpose(Purpose::Initialisation), &device))?;
+        let initial = run.initial::<B>(&device)?;
         let test = ClientData::all(experiment.dataset().test.clone());
         let checkpoints = CheckpointDir::open(self.path("checkpoint"))?;
         let found = checkpoints.latest::<B>(initial.schema(), &device)?;

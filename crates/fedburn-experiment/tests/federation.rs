@@ -109,12 +109,15 @@ fn in_process(place: &Workplace, settings: &str) -> Traces {
 }
 
 fn has_the_bits_of_one_process(config: &str, backend: &str) {
-    let place = Workplace::new(config);
+    in_this_place(&Workplace::new(config), backend);
+}
+
+fn in_this_place(place: &Workplace, backend: &str) {
     let settings = format!("--backend {backend}");
-    let mut federation = Federation::new(&place, "served", &settings);
+    let mut federation = Federation::new(place, "served", &settings);
     let server = federation.serve();
     let nodes = federation.join_all();
-    let simulated = in_process(&place, &settings);
+    let simulated = in_process(place, &settings);
     assert_eq!(simulated.rounds.len() as u64, ROUNDS + 2, "a header, the initial model and the rounds");
     federation.finish(server, nodes).assert_same(&simulated, backend);
     let hash = |out: &str| json(&place.seed(out, 3).join("run.json"))["config_hash"].clone();
@@ -155,6 +158,17 @@ fn a_federation_of_parts_of_the_model_has_the_bits_of_one_process() {
 fn a_federation_of_clients_that_hold_what_they_train_has_the_bits_of_one_process() {
     has_the_bits_of_one_process(&trained_only(), "flex");
     has_the_bits_of_one_process(&compressed(&trained_only()), "ndarray");
+}
+
+#[test]
+fn nodes_go_on_from_a_model_that_the_server_alone_has() {
+    let place = Workplace::new(HETEROFL);
+    place.succeed("experiment run suite --quiet --out first --set server.rounds=1");
+    let model = fs::read(place.seed("first", 3).join("model.safetensors")).unwrap();
+    place.write("benches/experiments/suite/start.safetensors", &model);
+    let initial = "initial_model = { file = \"start.safetensors\", new = [\"head\"] }\n";
+    place.write("benches/experiments/suite/name.toml", HETEROFL.to_owned() + initial);
+    in_this_place(&place, "flex");
 }
 
 /// Updates lose most of their bits, and clients keep what was lost; the model loses some on its way down.

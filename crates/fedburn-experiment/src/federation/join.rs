@@ -19,6 +19,7 @@ use crate::assemble::{Experiment, Run};
 use crate::backend::{BackendJob, BackendName};
 use crate::clients;
 use crate::memory;
+use crate::config::ExperimentConfig;
 use crate::progress::Progress;
 use crate::trace::{TaskSpans, Tracer};
 
@@ -71,7 +72,9 @@ pub fn join(options: &JoinOptions) -> Result<(), FederationError> {
         }
         return Err(violation.into());
     }
-    let run = Experiment::new(planned.name.as_ref(), planned.config.clone(), &options.data)?.run(planned.seed)?;
+    // The server sends the model: what it began with is the server's to read.
+    let config = ExperimentConfig { initial_model: None, ..planned.config.clone() };
+    let run = Experiment::new(planned.name.as_ref(), config, &options.data)?.run(planned.seed)?;
     let clients = chosen(&run, options.clients.as_deref())?;
     let count = clients.len();
     options.progress.tell(

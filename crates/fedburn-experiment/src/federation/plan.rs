@@ -63,7 +63,9 @@ pub struct PlannedRun {
 
 /// The plan of a run, the same whenever and wherever the server is started.
 pub fn plan_of(run: &Run, name: &str, backend: BackendName) -> Plan {
-    let config = ExperimentConfig { transport: TransportConfig::default(), ..run.experiment().config().clone() };
+    let mut config = ExperimentConfig { transport: TransportConfig::default(), ..run.experiment().config().clone() };
+    // Where things lie on the server is no matter of others.
+    config.initial_model = config.initial_model.map(|initial| initial.without_place());
     Plan {
         name: name.to_owned(),
         text: config.resolved(run.seed()),
@@ -138,6 +140,24 @@ mod tests {
         assert_eq!(plan(TEXT).text, plan(&TEXT.replace("workers = 3", "workers = 1")).text);
         assert_eq!(plan(TEXT).hash, plan(&TEXT.replace("workers = 3", "workers = 1")).hash);
         assert_ne!(plan(TEXT).hash, plan(&TEXT.replace("lr = 0.1", "lr = 0.2")).hash);
+    }
+
+    #[test]
+    fn a_plan_says_what_the_model_begins_with_and_not_where_that_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = |name: &str, content: &str| {
+            std::fs::write(folder.path().join(name), content).unwrap();
+            let text = format!("{TEXT}\ninitial_model = {{ file = \"{name}\" }}");
+            let path = folder.path().join("a.toml");
+            let config = ExperimentConfig::parse(&path, &text, &[]).unwrap();
+            plan_of(&Experiment::new(&path, config, Path::new("data")).unwrap().run(7).unwrap(), "a", BackendName::Flex)
+        };
+        let here = plan("here.safetensors", "abc");
+        assert!(!here.text.contains("here.safetensors") && here.text.contains("ba7816bf"), "{}", here.text);
+        let there = plan("there.safetensors", "abc");
+        assert_eq!((&here.text, here.hash), (&there.text, there.hash));
+        assert_ne!(here.hash, plan("here.safetensors", "abd").hash);
+        assert!(PlannedRun::read(&here).unwrap().config.initial_model.is_some());
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub(super) fn decoders() -> Vec<Decoder> {
             let bits = |model: ParamVector<Flex>| model.to_host().into_iter().map(f32::to_bits).collect::<Vec<_>>();
             assert_eq!(bits(again.expect("it can be read again")), bits(model));
         }),
+        Decoder::new("initial-model", 2_048, initial_model, |_, model| {
+            let values = model.to_host();
+            assert!(values.iter().all(|value| value.is_finite()) && values[8..] == [0.5; 3]);
+        }),
         Decoder::new(
             "state",
             2_048,
@@ -64,6 +68,12 @@ fn update(input: &[u8], global: &ParamVector<Flex>) -> Decoded<ParamVector<Flex>
 
 fn model_file(bytes: &[u8]) -> Decoded<ParamVector<Flex>> {
     Ok(ParamVector::from_safetensors(bytes, schema(), &FlexDevice)?)
+}
+
+/// Of all but the last layer.
+fn initial_model(bytes: &[u8]) -> Decoded<ParamVector<Flex>> {
+    let (schema, kept) = (schema(), ["c".to_owned()]);
+    Ok(vector(vec![0.5; schema.num_values()], &schema).with_safetensors(bytes, &kept)?)
 }
 
 /// Weights around running statistics.
