@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use crate::{ClientId, RoundIndex, SliceName};
 
@@ -16,5 +17,11 @@ pub trait SubModels: Debug + Send + Sync {
     /// How many times a client counts in the round's mean: a factor of the weight that it has by itself.
     fn times(&self, _round: RoundIndex, _client: ClientId) -> NonZeroU64 {
         NonZeroU64::MIN
+    }
+
+    /// Stretches of the vector that a client holds, whose values are not of its making: they do not count in the round's
+    /// mean, and stay as they are where nobody makes any.
+    fn uncounted(&self, _round: RoundIndex, _client: ClientId) -> Vec<Range<usize>> {
+        Vec::new()
     }
 }

@@ -1,11 +1,12 @@
 //! From a config to the parts of a run. Everything that can be refused is refused here, before anything runs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fedburn::core::{
-    Classifier, ClientSampler, Codec, GeneratorFamily, ModelFamily, ParamSchema, ParamVector, Purpose, SchemaError,
-    Schemas, Seed, SideInfo, Size, Strategy, SubModels, flatten, schema_of,
+    Classifier, ClientInfo, ClientSampler, Codec, GeneratorFamily, ModelFamily, ParamSchema, ParamVector, Purpose,
+    SchemaError, Schemas, Seed, SideInfo, Size, Strategy, SubModels, flatten, schema_of,
 };
 use fedburn::data::datasets::Dataset;
 use fedburn::data::partition::Partition;
@@ -429,11 +430,29 @@ impl Run {
         self.experiment.availability
     }
 
-    /// Which client holds which part of the model, `parts` being those of [`Experiment::parts`]; `None` where each holds
-    /// all of it.
-    pub fn sub_models(&self, parts: &[NamedPart]) -> Option<Arc<dyn SubModels>> {
+    /// Which client holds which part of the model and how much of it counts, `parts` being those of [`Experiment::parts`]
+    /// and `model` the schema of the whole; `None` where each holds all of it and counts once.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] where a client's examples cannot be had.
+    pub fn sub_models(
+        &self,
+        parts: &[NamedPart],
+        model: &ParamSchema,
+    ) -> Result<Option<Arc<dyn SubModels>>, ConfigError> {
         let training = self.experiment.training.clone().among(self.clients.clients().len());
-        training.sub_models(parts, self.seeds().purpose(Purpose::Sampling))
+        let sub_models = training.sub_models(parts, self.seeds().purpose(Purpose::Sampling));
+        let Some(sub_models) = sub_models else { return Ok(None) };
+        if !training.goes_by_classes() {
+            return Ok(Some(sub_models));
+        }
+        let data = self.training_data();
+        let present = |client: &ClientInfo| {
+            let local = data.local_data(client.id).map_err(|e| self.experiment.refused("data", e.to_string()))?;
+            Ok((client.id, local.train.class_counts().into_iter().map(|count| count > 0).collect()))
+        };
+        let present = self.clients.clients().iter().map(present).collect::<Result<BTreeMap<_, _>, ConfigError>>()?;
+        Ok(Some(training.without_absent(sub_models, parts, model, &present)))
     }
 
     /// All examples that some client trains on: what centralised training may use.

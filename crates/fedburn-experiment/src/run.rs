@@ -300,7 +300,7 @@ impl Job<'_> {
         let evaluator = ClassifierEvaluator::new(family.clone(), test.clone(), device.clone()).with_threads(workers);
         let server = server.with_evaluator(evaluator).with_checkpoints(checkpoints, &self.hash);
         let mut server = server.with_threads(workers).with_compression(config.compression);
-        if let Some(sub_models) = run.sub_models(&experiment.parts::<B>(&device)?) {
+        if let Some(sub_models) = run.sub_models(&experiment.parts::<B>(&device)?, initial.schema())? {
             let schemas = experiment.schemas::<B>(initial.schema().clone(), &device)?;
             server = server.with_sub_models(schemas, sub_models);
         }

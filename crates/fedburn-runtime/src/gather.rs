@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use fedburn_core::{
-    ClientFailure, ClientId, ClientUpdate, LocalUpdate, ParamSchema, ParamVector, RoundMean, SideInfo, SideName, Slice,
+    ClientFailure, ClientId, ClientUpdate, LocalUpdate, ParamSchema, ParamVector, RoundMean, SideInfo, SideName,
     Strategy, Weighting,
 };
 use serde::{Deserialize, Serialize};
@@ -102,10 +102,7 @@ impl<B: Backend> Gathered<B> {
                 updates.push(update);
                 Ok(())
             }
-            Self::Mean(sums) => {
-                let times = held.times(update.client);
-                sums.add(update, part, times)
-            }
+            Self::Mean(sums) => sums.add(update, held),
         }
     }
 
@@ -148,14 +145,10 @@ impl MeanSums {
         params.chain(side).collect()
     }
 
-    fn add<B: Backend>(
-        &mut self,
-        update: ClientUpdate<B>,
-        part: Option<&Slice>,
-        times: u64,
-    ) -> Result<(), ClientFailure> {
+    fn add<B: Backend>(&mut self, update: ClientUpdate<B>, held: &Held<B>) -> Result<(), ClientFailure> {
+        let (part, uncounted) = (held.part(update.client).map(|(slice, _)| slice), held.uncounted(update.client));
         let LocalUpdate { params, num_examples, side, .. } = update.local;
-        let weight = weight_of(self.weighting, num_examples, times);
+        let weight = weight_of(self.weighting, num_examples, held.times(update.client));
         let (schema, len) = (params.schema().clone(), params.num_values());
         let malformed = |error| malformed(&schema, error);
         // All is checked before anything is taken in. What arrived is nobody else's, so that this copies nothing.
@@ -163,17 +156,17 @@ impl MeanSums {
         for (_, values) in &vectors {
             first_non_finite(values).map_or(Ok(()), |index| Err(malformed(ExactSumError::NonFinite { index })))?;
         }
-        let values = match part {
-            Some(part) => {
-                let held = params.into_host();
-                first_non_finite(&held).map_or(Ok(()), |index| Err(malformed(ExactSumError::NonFinite { index })))?;
-                // What changes no sum, not even the sign of a zero.
-                let mut values = vec![-0.0; part.whole().num_values()];
-                part.put_values(&held, &mut values);
-                values
-            }
-            None => params.into_host(),
-        };
+        let mut values = params.into_host();
+        if part.is_some() || !uncounted.is_empty() {
+            first_non_finite(&values).map_or(Ok(()), |index| Err(malformed(ExactSumError::NonFinite { index })))?;
+        }
+        // What changes no sum, not even the sign of a zero.
+        const NOTHING: f32 = -0.0;
+        uncounted.iter().for_each(|range| values[range.clone()].fill(NOTHING));
+        if let Some(part) = part {
+            let own = std::mem::replace(&mut values, vec![NOTHING; part.whole().num_values()]);
+            part.put_values(&own, &mut values);
+        }
         self.params.add(values, weight).map_err(malformed)?;
         for (name, values) in vectors {
             // Cannot fail where the parameters went in: same length, same weight, finite.

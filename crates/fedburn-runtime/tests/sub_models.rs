@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +51,10 @@ impl ClientSampler for Everybody {
     }
 }
 
-/// Client `i` holds the `i`-th and counts as often as the `i`-th number says, once where there is none.
+/// Client `i` holds the `i`-th and counts as often as the `i`-th number says, once where there is none, without the `i`-th
+/// values.
 #[derive(Debug)]
-struct Listed(Vec<Vec<SliceName>>, Vec<u64>);
+struct Listed(Vec<Vec<SliceName>>, Vec<u64>, Vec<Vec<Range<usize>>>);
 
 impl SubModels for Listed {
     fn held(&self, _: RoundIndex, client: ClientId) -> Vec<SliceName> {
@@ -61,6 +63,10 @@ impl SubModels for Listed {
 
     fn times(&self, _: RoundIndex, client: ClientId) -> NonZeroU64 {
         self.1.get(client.0 as usize).map_or(NonZeroU64::MIN, |times| (*times).try_into().unwrap())
+    }
+
+    fn uncounted(&self, _: RoundIndex, client: ClientId) -> Vec<Range<usize>> {
+        self.2.get(client.0 as usize).cloned().unwrap_or_default()
     }
 }
 
@@ -85,12 +91,23 @@ fn coordinator(strategy: Strategy<Flex>, held: &[&[&'static str]]) -> Coordinato
 }
 
 fn counted(strategy: Strategy<Flex>, held: &[&[&'static str]], times: &[u64]) -> Coordinator<Flex> {
+    listed(strategy, held, times, &[])
+}
+
+fn listed(
+    strategy: Strategy<Flex>,
+    held: &[&[&'static str]],
+    times: &[u64],
+    uncounted: &[&[Range<usize>]],
+) -> Coordinator<Flex> {
     let schemas = schemas();
     let values: Vec<f32> = (0..11).map(|i| i as f32).collect();
     let global = vector(&values, schemas.model(), &FlexDevice);
     let named = held.iter().map(|names| names.iter().map(|&name| name.into()).collect()).collect();
-    Coordinator::new(strategy, Box::new(Everybody), global, Seed::new(1), 1)
-        .with_sub_models(schemas, Arc::new(Listed(named, times.to_vec())))
+    Coordinator::new(strategy, Box::new(Everybody), global, Seed::new(1), 1).with_sub_models(
+        schemas,
+        Arc::new(Listed(named, times.to_vec(), uncounted.iter().map(|of| of.to_vec()).collect())),
+    )
 }
 
 fn uniform() -> Strategy<Flex> {
@@ -158,6 +175,31 @@ fn a_client_counts_as_often_as_it_is_said_to() {
     let alone: [&[&str]; 1] = [&["corner"]];
     let corner = round_of(&mut counted(by_examples(), &alone, &[3]), &[20.0], &[2]);
     assert_eq!(corner, [20., 20., 2., 20., 20., 5., 6., 7., 8., 9., 10.]);
+}
+
+#[test]
+fn what_a_client_does_not_make_does_not_count() {
+    // The second's corner, without its second and third value: places 1 and 3 of the whole.
+    let held: [&[&str]; 2] = [&[], &["corner"]];
+    let some = round(&mut listed(uniform(), &held, &[], &[&[], &[1..2, 2..3]]), &[10.0, 20.0]);
+    assert_eq!(some, [15., 10., 10., 10., 15., 10., 10., 10., 10., 10., 10.]);
+    // Of whole models, by examples, and what is behind the end means nothing.
+    let whole: [&[&str]; 2] = [&[], &[]];
+    let uncounted: [&[Range<usize>]; 2] = [&[0..1, 8..9], &[8..9, 10..20]];
+    let found = round_of(&mut listed(by_examples(), &whole, &[1, 3], &uncounted), &[8.0, 24.0], &[3, 1]);
+    assert_eq!(found, [24., 16., 16., 16., 16., 16., 16., 16., 8., 16., 8.], "nobody makes the ninth: it stays");
+}
+
+#[test]
+fn a_number_that_does_not_count_has_to_be_one_all_the_same() {
+    let uncounted: [&[Range<usize>]; 1] = [&[0..1, 3..4]];
+    let mut coordinator = listed(uniform(), &[&[]], &[], &uncounted);
+    let sent = tasks(&mut coordinator, 1);
+    let mut values = vec![1.0; 11];
+    values[0] = f32::NAN;
+    let params = vector(&values, sent[0].global.schema(), &FlexDevice);
+    let effects = coordinator.step(Input::Outcome(answer(0, params, 1)), Duration::ZERO).unwrap();
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Emit(Event::RoundAbandoned { .. }))));
 }
 
 #[test]

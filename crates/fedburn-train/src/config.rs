@@ -392,7 +392,7 @@ fn invalid(field: &'static str, value: impl ToString, expected: &'static str) ->
 mod tests {
     use super::*;
 
-    use crate::{Bytes, ControlOption, Heads};
+    use crate::{Absent, Bytes, ControlOption, Heads};
 
     fn by_resources(memory: MemoryConfig) -> RuleConfig {
         RuleConfig::Depthwise(DepthwiseConfig { resource_weight: true, ..DepthwiseConfig::new(memory) })
@@ -403,7 +403,7 @@ mod tests {
     }
 
     fn heterofl(shares: &[f64]) -> RuleConfig {
-        RuleConfig::HeteroFl(HeteroFlConfig { shares: shares.to_vec(), masked: true })
+        RuleConfig::HeteroFl(HeteroFlConfig { shares: shares.to_vec(), masked: true, absent: Absent::LeftOut })
     }
 
     fn split_mix(nets: &[usize]) -> RuleConfig {

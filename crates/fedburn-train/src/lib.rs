@@ -77,9 +77,9 @@ pub use parts::NamedPart;
 pub use population::{ClientDataSource, ClientList, SupervisedPopulation};
 pub use resident::ResidentModel;
 pub use rules::{
-    Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, DepthFlConfig, DepthwiseConfig, Descent,
-    Ditto, DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedGenRuleConfig, FedRep, FedRepConfig, GradientRule,
-    Heads, HeteroFlConfig, InclusiveFlRuleConfig, LocalDepthFl, LocalDepthwise, LocalFedDyn, LocalFedGen,
+    Absent, Adaptation, Apfl, ApflConfig, BatchGradients, ControlOption, CrossEntropy, DepthFlConfig, DepthwiseConfig,
+    Descent, Ditto, DittoConfig, FedBn, FedBnConfig, FedDynRuleConfig, FedGenRuleConfig, FedRep, FedRepConfig,
+    GradientRule, Heads, HeteroFlConfig, InclusiveFlRuleConfig, LocalDepthFl, LocalDepthwise, LocalFedDyn, LocalFedGen,
     LocalHeteroFl, LocalInclusiveFl, LocalMoon, LocalNtd, LocalProximal, LocalRule, LocalRun, LocalScaffold, LocalSgd,
     LocalSplitMix, MaskedCrossEntropy, ModelContrast, MoonConfig, NotTrueDistillation, NtdConfig, PFedMe, PFedMeConfig,
     PersonalConfig, Proximal, ProximalConfig, ScaffoldRuleConfig, Sharpened, SharpnessAwareConfig, SplitMixConfig,

@@ -1,5 +1,6 @@
 //! Which part of the model each client holds.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
@@ -7,8 +8,12 @@ use fedburn_core::{
     Classifier, ClientId, Ensemble, ModelFamily, ParamSchema, Seed, Size, SliceName, SubModels, is_below, schema_of,
 };
 
-use crate::rules::{Budgets, Depths, NetCycle, SharesOfWidth, SizesOfGroups, member_name, size_name};
-use crate::{DepthwiseConfig, Heads, HeteroFlConfig, LocalTraining, RuleConfig, StepMemory, TrainingConfigError};
+use crate::rules::{
+    Budgets, Depths, NetCycle, SharesOfWidth, SizesOfGroups, WithoutAbsent, member_name, rows_of_absent, size_name,
+};
+use crate::{
+    Absent, DepthwiseConfig, Heads, HeteroFlConfig, LocalTraining, RuleConfig, StepMemory, TrainingConfigError,
+};
 
 /// A part of a model: what server and clients call it, and what it holds.
 pub type NamedPart = (SliceName, Arc<ParamSchema>);
@@ -40,6 +45,31 @@ impl LocalTraining {
             }
             _ => None,
         }
+    }
+
+    /// Whether the server has to know which classes clients have: it tells them apart in the mean.
+    pub fn goes_by_classes(&self) -> bool {
+        match &self.config().rule {
+            RuleConfig::HeteroFl(HeteroFlConfig { masked, absent, .. }) => *masked && *absent == Absent::LeftOut,
+            _ => false,
+        }
+    }
+
+    /// `sub_models` where [`LocalTraining::goes_by_classes`]: what clients hold of a model of the schema `whole`, its parts
+    /// being `parts`, without the rows of classes that are not `present` at them.
+    pub fn without_absent(
+        &self,
+        sub_models: Arc<dyn SubModels>,
+        parts: &[NamedPart],
+        whole: &ParamSchema,
+        present: &BTreeMap<ClientId, Vec<bool>>,
+    ) -> Arc<dyn SubModels> {
+        let rows = present.iter().map(|(client, present)| {
+            let name = HeteroFlConfig::part(self.share(*client));
+            let part = parts.iter().find(|(known, _)| Some(known) == name.as_ref());
+            (*client, rows_of_absent(part.map_or(whole, |(_, part)| part), present))
+        });
+        Arc::new(WithoutAbsent { base: sub_models, rows: rows.collect() })
     }
 
     /// The parts of models of `family` for inputs `[channels, height, width]` that clients may be asked to train; none

@@ -2,19 +2,21 @@
 //! together, against numbers by hand.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use burn_flex::{Flex, FlexDevice};
 use fedburn::core::{
     ClientId, ClientInfo, ClientReport, LocalUpdate, Metrics, ModelFamily, Outcome, ParamVector, Purpose, Reply,
-    Request, RoundIndex, Schemas, Seed, SideInfo, SliceName, SubModels, TrainTask, schema_of,
+    Request, RoundIndex, Schemas, Seed, SideInfo, SliceName, SubModels, TrainTask, Weighting, schema_of,
 };
 use fedburn::models::{NormKind, Zoo, ZooConfig};
 use fedburn::runtime::{Coordinator, Effect, Input, SamplerConfig};
-use fedburn::strategies::StrategyConfig;
+use fedburn::strategies::{FedAvgConfig, StrategyConfig};
 use fedburn::train::{
-    DepthwiseConfig, Heads, LocalTraining, LocalTrainingConfig, MemoryConfig, NamedPart, RuleConfig, SplitMixConfig,
+    Absent, DepthwiseConfig, Heads, HeteroFlConfig, LocalTraining, LocalTrainingConfig, MemoryConfig, NamedPart,
+    RuleConfig, SplitMixConfig,
 };
 
 const INPUT: [usize; 3] = [1, 8, 8];
@@ -36,17 +38,29 @@ struct Federation {
 
 impl Federation {
     fn new(rule: RuleConfig, zoo: &Zoo) -> Self {
+        Self::of(rule, zoo, FedAvgConfig::default(), None)
+    }
+
+    /// Where the rule goes by classes, with the `present` ones of A and B.
+    fn of(rule: RuleConfig, zoo: &Zoo, strategy: FedAvgConfig, present: Option<[Vec<bool>; 2]>) -> Self {
         let training: LocalTraining =
             LocalTrainingConfig { rule, ..LocalTrainingConfig::sgd(1, 4, 0.1) }.build().unwrap().among(2);
         let parts = training.parts::<Flex, _>(zoo, INPUT, &FlexDevice).unwrap();
         let seed = Seed::new(1);
         let sub_models = training.sub_models(&parts, seed.purpose(Purpose::Sampling));
         let model = Arc::new(schema_of::<Flex, _>(&ModelFamily::<Flex>::init(zoo, seed, &FlexDevice)).unwrap());
+        let sub_models = match (sub_models, present) {
+            (Some(sub_models), Some(present)) if training.goes_by_classes() => {
+                let present: BTreeMap<_, _> = (0..).map(ClientId).zip(present).collect();
+                Some(training.without_absent(sub_models, &parts, &model, &present))
+            }
+            (sub_models, _) => sub_models,
+        };
         let named = parts.iter().cloned();
         let schemas = named.fold(Schemas::from(model.clone()), |all, (name, part)| all.with_slice(name, part).unwrap());
         let before = vec![BEFORE; model.num_values()];
         let global = ParamVector::from_host(before, model, &FlexDevice).unwrap();
-        let strategy = StrategyConfig::default().build::<Flex>().unwrap();
+        let strategy = StrategyConfig::FedAvg(strategy).build::<Flex>().unwrap();
         let sampler = SamplerConfig::All {}.build(&CLIENTS).unwrap();
         let coordinator = Coordinator::new(strategy, sampler, global, seed, 1);
         let coordinator = match &sub_models {
@@ -67,8 +81,8 @@ impl Federation {
         names.is_empty() || self.parts.iter().any(|part| named(&part))
     }
 
-    /// The model after a round in which A and B make these values of all that they were sent, tensor by tensor.
-    fn round(&mut self, values: [f32; 2]) -> Vec<(String, f32)> {
+    /// A round in which A and B make these values of all that they were sent.
+    fn train(&mut self, values: [f32; 2]) {
         let effects = self.coordinator.step(Input::Begin(&CLIENTS), Duration::ZERO).unwrap();
         let sent: Vec<(ClientId, TrainTask<Flex>)> = effects
             .into_iter()
@@ -87,6 +101,11 @@ impl Federation {
             self.coordinator.step(Input::Outcome(answer), Duration::ZERO).unwrap();
         }
         assert_eq!(self.coordinator.finished(), RoundIndex(1));
+    }
+
+    /// The model after a round, where each tensor has one value everywhere.
+    fn round(&mut self, values: [f32; 2]) -> Vec<(String, f32)> {
+        self.train(values);
         let (schema, after) = (self.coordinator.global().schema(), self.coordinator.global().to_host());
         let one = |range: std::ops::Range<usize>| {
             assert!(after[range.clone()].iter().all(|value| *value == after[range.start]));
@@ -161,4 +180,28 @@ fn a_base_net_is_the_mean_over_those_who_trained_it_by_their_examples() {
         assert_eq!(value, expected, "{path}");
     }
     assert!(found.iter().all(|count| *count > 0), "trained by both, A, B: {found:?}");
+}
+
+#[test]
+fn a_classs_row_is_the_mean_over_those_who_have_the_class() {
+    let zoo = ZooConfig::TwoNn { hidden: 4 }.build(INPUT, 4).unwrap();
+    let after = |absent| {
+        let rule = RuleConfig::HeteroFl(HeteroFlConfig { shares: vec![0.5, 1.0], masked: true, absent });
+        let uniform = FedAvgConfig { weighting: Weighting::Uniform, ..FedAvgConfig::default() };
+        let present = [vec![true, true, false, false], vec![false, true, true, false]];
+        let mut federation = Federation::of(rule, &zoo, uniform, Some(present));
+        federation.train([10.0, 20.0]);
+        federation.coordinator.global().clone()
+    };
+    let model = after(Absent::LeftOut);
+    // B alone has the last two of the inputs of the classifier.
+    let weights: Vec<f32> = model.tensor::<2>("head.weight").unwrap().into_data().iter().collect();
+    let (both, alone) = ([10., 15., 20., BEFORE], [BEFORE, 20., 20., BEFORE]);
+    assert_eq!(weights, [both, both, alone, alone].concat());
+    let bias: Vec<f32> = model.tensor::<1>("head.bias").unwrap().into_data().iter().collect();
+    assert_eq!(bias, both);
+    let hidden: Vec<f32> = model.tensor::<1>("hidden2.bias").unwrap().into_data().iter().collect();
+    assert_eq!(hidden, [15., 15., 20., 20.]);
+    let counted: Vec<f32> = after(Absent::Counted).tensor::<1>("head.bias").unwrap().into_data().iter().collect();
+    assert_eq!(counted, [15.0; 4]);
 }

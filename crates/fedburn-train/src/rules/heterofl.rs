@@ -6,7 +6,8 @@
 //! ```text
 //! client of share r:  receive the first ceil(r C) of the C channels of each layer
 //!                     the run's epochs of SGD on CE(m * f_r(x), y)
-//! server:             each value is the mean over the clients that hold it, all alike; what nobody holds stays
+//! server:             each value is the mean over the clients that hold it, all alike, rows of the classifier over those
+//!                     that have the class; what nobody holds stays
 //! ```
 //!
 //! | symbol | meaning |
@@ -17,16 +18,24 @@
 //!
 //! State: none. Memory: that of the slim net. The server's mean is that of `fedavg` with uniform weights.
 //!
-//! Departures. The code leaves the classifier's rows of absent classes out of the mean; here they are sent as received, and
-//! count. Batch norm goes by the batch at hand, also where the model is measured: the code computes running statistics
+//! Rows of absent classes are sent as received, and left out of the mean by the server, which knows from the partition who
+//! has which classes ([`Absent`]).
+//!
+//! Departure. Batch norm goes by the batch at hand, also where the model is measured: the code computes running statistics
 //! once more over the clients' data before.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use burn::nn::loss::CrossEntropyLoss;
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{
-    ClientId, Mode, ParamVector, RoundIndex, SchemaError, SliceName, SubModels, TrainError, flatten, load_to_train,
+    ClientId, Mode, ParamSchema, ParamVector, RoundIndex, SchemaError, SliceName, SubModels, TrainError, flatten,
+    load_to_train,
 };
 use fedburn_data::Batch;
 use serde::{Deserialize, Serialize};
@@ -44,6 +53,20 @@ pub struct HeteroFlConfig {
     /// Whether logits of classes that a client does not have are set to 0 in its loss.
     #[serde(default = "masked")]
     pub masked: bool,
+    /// Whether the classifier's rows of such classes count in the mean where `masked`.
+    #[serde(default)]
+    pub absent: Absent,
+}
+
+/// What becomes of a classifier's rows of classes that a client does not have, which it sends as it received them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Absent {
+    /// The mean is over the clients that have the class.
+    #[default]
+    LeftOut,
+    /// They count like others, and hold the mean back.
+    Counted,
 }
 
 fn masked() -> bool {
@@ -72,6 +95,28 @@ pub(crate) struct SharesOfWidth {
 impl SubModels for SharesOfWidth {
     fn held(&self, _round: RoundIndex, client: ClientId) -> Vec<SliceName> {
         HeteroFlConfig::part(self.config.share(client, self.clients)).into_iter().collect()
+    }
+}
+
+/// The server's half where rows of absent classes do not count.
+#[derive(Clone, Debug)]
+pub(crate) struct WithoutAbsent {
+    pub(crate) base: Arc<dyn SubModels>,
+    /// Where these rows lie in what each client holds.
+    pub(crate) rows: BTreeMap<ClientId, Vec<Range<usize>>>,
+}
+
+impl SubModels for WithoutAbsent {
+    fn held(&self, round: RoundIndex, client: ClientId) -> Vec<SliceName> {
+        self.base.held(round, client)
+    }
+
+    fn times(&self, round: RoundIndex, client: ClientId) -> NonZeroU64 {
+        self.base.times(round, client)
+    }
+
+    fn uncounted(&self, _round: RoundIndex, client: ClientId) -> Vec<Range<usize>> {
+        self.rows.get(&client).cloned().unwrap_or_default()
     }
 }
 
@@ -109,18 +154,28 @@ fn as_received<B: Backend>(
     present: &[bool],
 ) -> Result<ParamVector<B>, SchemaError> {
     let (schema, received, mut values) = (after.schema(), before.to_host(), after.to_host());
+    for range in rows_of_absent(schema, present) {
+        values[range.clone()].copy_from_slice(&received[range]);
+    }
+    ParamVector::from_host(values, schema.clone(), &after.device())
+}
+
+/// Where a vector of `schema` has the scores' weights of classes that are not `present`: columns of the last layer, as burn
+/// keeps linear weights.
+pub(crate) fn rows_of_absent(schema: &ParamSchema, present: &[bool]) -> Vec<Range<usize>> {
     let layer = |path: &str| path.rsplit_once('.').map_or(String::new(), |(layer, _)| layer.to_owned());
     let last = schema.entries().last().map(|entry| layer(&entry.path));
     let head = schema.entries().iter().filter(|entry| Some(layer(&entry.path)) == last);
+    let mut ranges: Vec<Range<usize>> = Vec::new();
     for entry in head.filter(|entry| entry.shape.last() == Some(&present.len())) {
-        let (values, received) = (&mut values[entry.range()], &received[entry.range()]);
-        for ((value, received), present) in values.iter_mut().zip(received).zip(present.iter().cycle()) {
-            if !present {
-                *value = *received;
+        for (place, _) in entry.range().zip(present.iter().cycle()).filter(|(_, present)| !**present) {
+            match ranges.last_mut() {
+                Some(last) if last.end == place => last.end += 1,
+                _ => ranges.push(place..place + 1),
             }
         }
     }
-    ParamVector::from_host(values, schema.clone(), &after.device())
+    ranges
 }
 
 /// A gradient rule: the cross-entropy of logits of which those of absent classes are 0.

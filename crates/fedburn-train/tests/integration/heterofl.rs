@@ -1,5 +1,6 @@
 //! HeteroFL's client half: the masked loss, nets of the client's width, rows that are sent as received.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::common::quadratic::{Point, train_model, vector};
@@ -14,15 +15,15 @@ use fedburn_data::{Batch, ClientData, Examples, Inputs};
 use fedburn_models::{NormKind, Zoo, ZooConfig};
 use fedburn_ops::Kernels;
 use fedburn_train::{
-    GradientRule, HeteroFlConfig, LocalTraining, LocalTrainingConfig, MaskedCrossEntropy, ResidentModel, RuleConfig,
-    SupervisedClient,
+    Absent, GradientRule, HeteroFlConfig, LocalTraining, LocalTrainingConfig, MaskedCrossEntropy, ResidentModel,
+    RuleConfig, SupervisedClient,
 };
 
 const INPUT: [usize; 3] = [1, 8, 8];
 const CLASSES: usize = 3;
 
 fn heterofl(shares: &[f64], masked: bool) -> RuleConfig {
-    RuleConfig::HeteroFl(HeteroFlConfig { shares: shares.to_vec(), masked })
+    RuleConfig::HeteroFl(HeteroFlConfig { shares: shares.to_vec(), masked, absent: Absent::LeftOut })
 }
 
 fn preresnet() -> Zoo {
@@ -129,6 +130,37 @@ fn a_client_of_half_the_width_trains_as_one_of_a_federation_of_that_width() {
     assert_eq!(bits(&found), bits(&expected));
     let error = train(&whole, rule(), 0, 3, &initial::<Flex, _>(&whole, 1, &FlexDevice)).unwrap_err();
     assert!(matches!(error, TrainError::Schema { source: SchemaError::Mismatch { .. }, .. }), "{error}");
+}
+
+#[test]
+fn rows_of_absent_classes_do_not_count() {
+    let zoo = preresnet();
+    let training = settings(heterofl(&[0.5, 1.0], true), |_| ());
+    let parts = training.parts::<Flex, _>(&zoo, INPUT, &FlexDevice).unwrap();
+    let whole = initial::<Flex, _>(&zoo, 1, &FlexDevice).schema().clone();
+    let present = BTreeMap::from([
+        (ClientId(0), vec![true, false, false]),
+        (ClientId(1), vec![true; 3]),
+        (ClientId(2), vec![false, true, false]),
+    ]);
+    let base = training.sub_models(&parts, Seed::new(0)).unwrap();
+    let sub_models = training.without_absent(base, &parts, &whole, &present);
+    for (client, schema) in [(0, &parts[0].1), (1, &parts[0].1), (2, &whole), (3, &whole)] {
+        assert_eq!(sub_models.held(RoundIndex(2), ClientId(client)), settings_part(ClientId(client)));
+        let left_out: Vec<usize> =
+            sub_models.uncounted(RoundIndex(2), ClientId(client)).into_iter().flatten().collect();
+        let mut expected = Vec::new();
+        for entry in schema.entries().iter().filter(|entry| entry.path.starts_with("head.")) {
+            let absent = |class: usize| present.get(&ClientId(client)).is_some_and(|present| !present[class]);
+            expected.extend(entry.range().filter(|place| absent((place - entry.offset) % CLASSES)));
+        }
+        assert_eq!(left_out, expected, "{client}");
+    }
+    let counted = |masked, absent| {
+        let rule = RuleConfig::HeteroFl(HeteroFlConfig { shares: vec![1.0], masked, absent });
+        settings(rule, |_| ()).goes_by_classes()
+    };
+    assert!(counted(true, Absent::LeftOut) && !counted(true, Absent::Counted) && !counted(false, Absent::LeftOut));
 }
 
 #[test]
