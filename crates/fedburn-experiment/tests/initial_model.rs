@@ -72,11 +72,28 @@ fn a_transformer_is_tuned_part_by_part_from_where_it_was() {
     let start = fs::read(place.path(FILE)).unwrap();
     assert_ne!(fs::read(place.seed("out", 5).join("model.safetensors")).unwrap(), start);
     assert_eq!(json(&place.seed("out", 5).join("summary.json"))["failures"], 0);
+    clients_held_what_they_have(&place);
 
     // A head of its own knows nothing yet.
     place.write(CONFIG, TUNED.replace("start.safetensors\"", "start.safetensors\", new = [\"head\"]"));
     place.succeed("experiment run suite --quiet --out anew");
     assert!(accuracies(&place, "anew")[0] < before - 0.2, "{:?}", accuracies(&place, "anew"));
+}
+
+/// What the program's allocator counted: each part of each client within the budget, and near what was planned.
+fn clients_held_what_they_have(place: &Workplace) {
+    let text = fs::read_to_string(place.seed("out", 5).join("memory.csv")).unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    assert_eq!(header, "client,part,first_block,last_block,steps,budget,planned,held");
+    let rows: Vec<Vec<u64>> =
+        rows.lines().map(|row| row.split(',').map(|number| number.parse().unwrap()).collect()).collect();
+    assert!(rows.iter().any(|row| row[1] == 2), "parts: {text}");
+    for row in &rows {
+        let [budget, planned, held] = row[5..] else { panic!("{row:?}") };
+        assert!(planned / 3 < held && held <= budget && planned <= budget, "{text}");
+    }
+    let page = fs::read_to_string(place.path("out/suite/name/report.html"));
+    assert!(page.is_ok_and(|page| page.contains("<section id=\"memory\">")));
 }
 
 #[test]

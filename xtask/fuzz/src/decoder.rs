@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use fedburn_testkit::peak;
+use fedburn_meter::peak;
 
 /// A decoder and what must hold for any input.
 pub struct Decoder {

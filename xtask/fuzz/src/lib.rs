@@ -14,4 +14,4 @@ pub use decoders::decoders;
 
 /// What decoders hold is measured by it.
 #[global_allocator]
-static COUNTING: fedburn_testkit::Counting = fedburn_testkit::Counting;
+static COUNTING: fedburn_meter::Counting = fedburn_meter::Counting;

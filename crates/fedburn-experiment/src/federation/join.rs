@@ -18,8 +18,8 @@ use super::{FederationError, Guarded, PlannedRun, Policy};
 use crate::assemble::{Experiment, Run};
 use crate::backend::{BackendJob, BackendName};
 use crate::clients;
-use crate::memory;
 use crate::config::ExperimentConfig;
+use crate::memory;
 use crate::progress::Progress;
 use crate::trace::{TaskSpans, Tracer};
 
