@@ -75,16 +75,16 @@ impl Prepared {
     }
 }
 
-/// Sends an answer until the server has acknowledged it or no longer wants it.
-pub(super) async fn deliver(shared: &Shared, answer: &Prepared) -> Result<CommitState, Failure> {
+/// Sends an answer until the server has acknowledged it or no longer wants it; on which connection that was.
+pub(super) async fn deliver(shared: &Shared, answer: &Prepared) -> Result<(CommitState, u64), Failure> {
     loop {
         let live = shared.live().await?;
         match attempt(shared, &live, answer).await {
             Ok(state) => {
                 tracing::debug!(task = %answer.task, ?state, "answer.acknowledged");
-                return Ok(state);
+                return Ok((state, live.number));
             }
-            Err(Failure::Superseded) => return Ok(CommitState::Superseded),
+            Err(Failure::Superseded) => return Ok((CommitState::Superseded, live.number)),
             Err(Failure::Passing(reason)) => {
                 tracing::debug!(task = %answer.task, reason, "answer.interrupted");
                 shared.lost(&live).await;
@@ -190,7 +190,7 @@ fn inline(live: &Live, task: TaskId, update: &Update) -> Option<UploadCommit> {
 /// Answers a repeated question with the answer that was given before.
 pub(super) async fn repeat(shared: Arc<Shared>, answer: Arc<Prepared>) {
     match deliver(&shared, &answer).await {
-        Ok(state) => {
+        Ok((state, _)) => {
             tracing::debug!(task = %answer.task, ?state, "answer.repeated");
             if state == CommitState::Durable {
                 shared.is_durable(answer.task);

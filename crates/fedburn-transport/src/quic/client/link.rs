@@ -73,7 +73,7 @@ async fn session(shared: &Arc<Shared>, came_up: &mut Option<Instant>) -> Result<
     }
     shared.dialer.announce(&connection, &shared.clients, shared.schema, shared.plan_hash).await?;
     tokio::spawn(shared.downloads.clone().receive(connection.clone()));
-    let live = Arc::new(Live { connection, limits: welcome.limits });
+    let live = Arc::new(Live { connection, limits: welcome.limits, number: shared.next_connection() });
     shared.connected(live.clone());
     if shared.end().is_some() {
         // The node left while it connected.
@@ -110,7 +110,7 @@ async fn listen(shared: &Arc<Shared>, live: &Live) -> Result<String, Failure> {
         let Some(frame) = frame else { break };
         match frame.message().map_err(|e| lost(e.into()))? {
             Message::TaskOffer(offer) => {
-                if let Some(kept) = shared.offered(offer) {
+                if let Some(kept) = shared.offered(offer, live.number) {
                     tokio::spawn(answer::repeat(shared.clone(), kept));
                 }
             }

@@ -132,7 +132,9 @@ impl<B: Backend> Node<B> {
                 }
                 Err(Failure::Lasting(error)) => return Err(self.fail(error)),
                 // The task ended, or the node did; then the next round of the loop says so.
-                Err(Failure::Superseded | Failure::Passing(_)) => self.shared.done(offer.task, None),
+                Err(Failure::Superseded | Failure::Passing(_)) => {
+                    self.shared.done(offer.task, None, None);
+                }
             }
         }
         Ok(None)
@@ -183,11 +185,16 @@ impl<B: Backend> Node<B> {
             Err(failure) => Content::Declined(failure),
         };
         let answer = Arc::new(Prepared { task: offer.task, client, round, content }.sendable());
-        let delivered = answer::deliver(&self.shared, &answer).await;
-        let repeatable = !matches!(delivered, Ok(CommitState::Durable));
-        self.shared.done(offer.task, repeatable.then_some(answer));
+        let delivered = loop {
+            let delivered = answer::deliver(&self.shared, &answer).await;
+            let repeatable = !matches!(delivered, Ok((CommitState::Durable, _)));
+            let taken = delivered.as_ref().ok().map(|(_, connection)| *connection);
+            if self.shared.done(offer.task, repeatable.then(|| answer.clone()), taken) {
+                break delivered;
+            }
+        };
         self.models.forget_unneeded(&self.shared);
-        match delivered {
+        match delivered.map(|(state, _)| state) {
             Ok(CommitState::Rejected { reason }) => {
                 tracing::warn!(%client, %round, reason, "answer.rejected");
                 Ok(())

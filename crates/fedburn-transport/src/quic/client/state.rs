@@ -50,6 +50,8 @@ pub(super) enum Status {
 pub(super) struct Live {
     pub(super) connection: Connection,
     pub(super) limits: ServerLimits,
+    /// Which of the node's connections it is; none has the number of another.
+    pub(super) number: u64,
 }
 
 /// Why there will be nothing more.
@@ -64,9 +66,18 @@ pub(super) enum End {
 struct Work {
     inbox: VecDeque<TaskOffer>,
     /// What somebody works on.
-    open: Vec<TaskOffer>,
+    open: Vec<Open>,
     kept: Kept,
     end: Option<End>,
+    /// Connections that there were.
+    connections: u64,
+}
+
+/// A task that somebody works on.
+struct Open {
+    offer: TaskOffer,
+    /// The connection on which it was offered once more meanwhile.
+    again: Option<u64>,
 }
 
 /// What the node is, decided before it connects for good.
@@ -93,7 +104,7 @@ impl Shared {
             plan,
             chunk_len,
             status: Watched::new(Status::Down),
-            work: Mutex::new(Work { inbox: VecDeque::new(), open: Vec::new(), kept, end: None }),
+            work: Mutex::new(Work::new(kept)),
             wake: Notify::new(),
         }
     }
@@ -113,6 +124,13 @@ impl Shared {
         close(&live.connection, CloseCode::Slow, "gave up");
         let other = |status: &Status| !matches!(status, Status::Up(current) if Arc::ptr_eq(current, live));
         self.status.wait_for(other).await;
+    }
+
+    /// The number of a new connection.
+    pub(super) fn next_connection(&self) -> u64 {
+        let mut work = self.lock();
+        work.connections += 1;
+        work.connections
     }
 
     /// A new connection: what the server still wants it will offer again.
@@ -155,23 +173,13 @@ impl Shared {
 
     // Work.
 
-    /// A task was offered. Gives the answer, where it was given before.
-    pub(super) fn offered(&self, offer: TaskOffer) -> Option<Arc<Prepared>> {
-        let mut work = self.lock();
-        if work.open.iter().chain(&work.inbox).any(|known| known.task == offer.task) {
-            return None;
+    /// A task was offered on the connection of this number. Gives the answer, where it was given before.
+    pub(super) fn offered(&self, offer: TaskOffer, connection: u64) -> Option<Arc<Prepared>> {
+        let kept = self.lock().offered(offer, connection);
+        if kept.is_none() {
+            self.wake.notify_one();
         }
-        if let Some(kept) = work.kept.find(offer.task) {
-            return Some(kept);
-        }
-        if trains(&offer) {
-            work.kept.goes_back(offer.round);
-            work.kept.starts_from(offer.client, offer.state_of);
-        }
-        work.inbox.push_back(offer);
-        drop(work);
-        self.wake.notify_one();
-        None
+        kept
     }
 
     pub(super) fn cancelled(&self, task: TaskId) {
@@ -197,7 +205,7 @@ impl Shared {
     fn take_next(&self) -> Option<Result<Option<TaskOffer>, TransportError>> {
         let mut work = self.lock();
         if let Some(offer) = work.inbox.pop_front() {
-            work.open.push(offer.clone());
+            work.open.push(Open { offer: offer.clone(), again: None });
             return Some(Ok(Some(offer)));
         }
         work.end.as_ref().map(|end| match end {
@@ -214,7 +222,7 @@ impl Shared {
             let fits = |trained| trained == trains(offer);
             offer.client == client && offer.round == round && trained.is_none_or(fits)
         };
-        work.open.iter().find(fits).cloned()
+        work.open.iter().map(|open| &open.offer).find(fits).cloned()
     }
 
     /// The server keeps the answer itself.
@@ -222,27 +230,81 @@ impl Shared {
         self.lock().kept.forget(task);
     }
 
-    /// Nobody works on the task any more; its answer may be asked for again.
-    pub(super) fn done(&self, task: TaskId, answer: Option<Arc<Prepared>>) {
-        let mut work = self.lock();
-        work.open.retain(|offer| offer.task != task);
-        let Some(answer) = answer else { return };
-        // As `Kept::goes_back` and `Kept::starts_from` would say of it, had it been kept when these came.
-        let over = |o: &TaskOffer| o.round < answer.round || o.client == answer.client && o.state_of < answer.round;
-        if !work.open.iter().chain(&work.inbox).any(|offer| trains(offer) && over(offer)) {
-            work.kept.add(answer);
-        }
+    /// Nobody works on the task any more. Its answer, where there is one that the server may ask for again, was taken on the
+    /// connection of this number; `false` where the server has asked again on another, and nothing has changed then: it was
+    /// killed after it took the answer, and waits for it.
+    pub(super) fn done(&self, task: TaskId, answer: Option<Arc<Prepared>>, taken: Option<u64>) -> bool {
+        let is_done = self.lock().done(task, answer, taken);
+        // A task that was given up may wait for somebody again.
+        self.wake.notify_one();
+        is_done
     }
 
     /// Whether some task that waits or is worked on needs the blob.
     pub(super) fn needs(&self, root: Hash) -> bool {
         let work = self.lock();
-        work.inbox.iter().chain(&work.open).any(|offer| blobs(offer).any(|blob| blob.root == root))
+        work.all().any(|offer| blobs(offer).any(|blob| blob.root == root))
     }
 
     fn lock(&self) -> MutexGuard<'_, Work> {
         // Nothing panics while it holds the lock.
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work {
+    fn new(kept: Kept) -> Self {
+        Self { inbox: VecDeque::new(), open: Vec::new(), kept, end: None, connections: 0 }
+    }
+
+    /// What waits or is worked on.
+    fn all(&self) -> impl Iterator<Item = &TaskOffer> {
+        self.inbox.iter().chain(self.open.iter().map(|open| &open.offer))
+    }
+
+    fn offered(&mut self, offer: TaskOffer, connection: u64) -> Option<Arc<Prepared>> {
+        if let Some(open) = self.open.iter_mut().find(|open| open.offer.task == offer.task) {
+            // Whether this connection is the one on which the answer will be taken is known when it is.
+            open.again = Some(connection);
+            return None;
+        }
+        if self.inbox.iter().any(|known| known.task == offer.task) {
+            return None;
+        }
+        if let Some(kept) = self.kept.find(offer.task) {
+            return Some(kept);
+        }
+        if trains(&offer) {
+            self.kept.goes_back(offer.round);
+            self.kept.starts_from(offer.client, offer.state_of);
+        }
+        self.inbox.push_back(offer);
+        None
+    }
+
+    fn done(&mut self, task: TaskId, answer: Option<Arc<Prepared>>, taken: Option<u64>) -> bool {
+        let place = self.open.iter().position(|open| open.offer.task == task);
+        let again = place.and_then(|place| self.open[place].again.take());
+        if taken.is_some() && again.is_some() && again != taken {
+            return false;
+        }
+        let offer = place.map(|place| self.open.remove(place).offer);
+        match (answer, offer) {
+            (Some(answer), _) => {
+                // As `Kept::goes_back` and `Kept::starts_from` would say of it, had it been kept when these came.
+                let over =
+                    |o: &TaskOffer| o.round < answer.round || o.client == answer.client && o.state_of < answer.round;
+                if !self.all().any(|offer| trains(offer) && over(offer)) {
+                    self.kept.add(answer);
+                }
+            }
+            // Given up with the connection that it came on, and offered on the next before that was known.
+            (None, Some(offer)) if taken.is_none() && again.is_some_and(|again| again == self.connections) => {
+                self.inbox.push_back(offer);
+            }
+            _ => {}
+        }
+        true
     }
 }
 
@@ -257,4 +319,74 @@ fn blobs(offer: &TaskOffer) -> impl Iterator<Item = BlobRef> + '_ {
         _ => &[],
     };
     std::iter::once(offer.model).chain(side.iter().map(|named| named.blob))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::answer::Content;
+    use super::*;
+    use crate::wire::{Codec, Extensions};
+
+    const TASK: TaskId = TaskId([7; 16]);
+
+    fn offer() -> TaskOffer {
+        TaskOffer {
+            task: TASK,
+            client: ClientId(1),
+            round: RoundIndex(2),
+            state_of: RoundIndex(1),
+            durable: RoundIndex(1),
+            remaining_ms: 1000,
+            model: BlobRef { root: Hash([1; 32]), len: 12, codec: Codec::F32 },
+            kind: TaskKind::Evaluate,
+            ext: Extensions::default(),
+        }
+    }
+
+    fn answer() -> Arc<Prepared> {
+        let content = Content::Declined(fedburn_core::ClientFailure::NoData);
+        Arc::new(Prepared { task: TASK, client: ClientId(1), round: RoundIndex(2), content })
+    }
+
+    /// At work on a task that was offered on the first connection.
+    fn at_work() -> Work {
+        let mut work = Work::new(Kept::new(1 << 20));
+        work.connections = 1;
+        assert!(work.offered(offer(), 1).is_none());
+        let taken = work.inbox.pop_front().map(|offer| Open { offer, again: None });
+        work.open.extend(taken);
+        work
+    }
+
+    #[test]
+    fn an_answer_that_a_killed_server_took_goes_to_the_one_that_asks_again() {
+        let mut work = at_work();
+        // Taken on the first connection; before anybody knows here, the server is killed, is back, and asks again.
+        assert!(work.offered(offer(), 2).is_none());
+        assert!(!work.done(TASK, Some(answer()), Some(1)), "to be sent again");
+        assert!(work.done(TASK, Some(answer()), Some(2)));
+        assert!(work.open.is_empty() && work.inbox.is_empty());
+        assert!(work.offered(offer(), 3).is_some(), "from then on it is kept");
+    }
+
+    #[test]
+    fn an_answer_that_is_taken_where_it_was_asked_for_again_is_sent_once() {
+        let mut work = at_work();
+        assert!(work.offered(offer(), 2).is_none());
+        assert!(work.done(TASK, Some(answer()), Some(2)));
+        let mut undisturbed = at_work();
+        assert!(undisturbed.done(TASK, Some(answer()), Some(1)));
+    }
+
+    #[test]
+    fn a_task_that_was_given_up_and_asked_for_again_waits_once_more() {
+        let mut work = at_work();
+        work.connections = 2;
+        assert!(work.offered(offer(), 2).is_none());
+        assert!(work.done(TASK, None, None));
+        assert_eq!((work.open.len(), work.inbox.len()), (0, 1));
+        let mut over = at_work();
+        assert!(over.done(TASK, None, None));
+        assert!(over.open.is_empty() && over.inbox.is_empty(), "nobody asked again");
+    }
 }
