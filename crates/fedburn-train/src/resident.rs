@@ -18,14 +18,17 @@ pub struct ResidentModel<B: Backend, F: ModelFamily<B>> {
     model: Option<F::TrainModel>,
     /// Share of the family's channels that the model has.
     share: f64,
-    /// Bytes that lie ready for the next client, where they are counted: the model, and what kernels keep.
-    ready: i64,
+    /// Bytes that the model took when it was built, where they are counted.
+    built: i64,
+    /// Bytes that its first client left besides: what kernels keep. Later ones also leave what burn's graph does not free,
+    /// a little each time, which is nobody's need.
+    kept: Option<i64>,
 }
 
 impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
     /// A slot for models of `family` on `device`; the first use builds one.
     pub fn new(family: F, device: B::Device) -> Self {
-        Self { family, device, model: None, share: 1.0, ready: 0 }
+        Self { family, device, model: None, share: 1.0, built: 0, kept: None }
     }
 
     /// Where the model is.
@@ -71,19 +74,20 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
             // The weights are overwritten before anybody sees them; which they are does not matter.
             let built = slim.as_ref().unwrap_or(&self.family).init(Seed::new(0), &self.device);
             let model = F::TrainModel::from_inner(built);
-            self.ready += fedburn_meter::held() - before;
+            self.built = fedburn_meter::held() - before;
             model
         })
     }
 
     /// Bytes that lie ready for the next client, where they are counted.
     pub(crate) fn ready(&self) -> i64 {
-        self.ready
+        let model = if self.model.is_some() { self.built } else { 0 };
+        model + self.kept.unwrap_or_default()
     }
 
-    /// Says how many that is after a client has trained.
-    pub(crate) fn set_ready(&mut self, bytes: i64) {
-        self.ready = bytes;
+    /// Says how many a client left; the first decides.
+    pub(crate) fn left(&mut self, bytes: i64) {
+        self.kept.get_or_insert(bytes - self.built);
     }
 
     /// Puts a model back for the next client and returns its inference form, running statistics synchronised.

@@ -128,7 +128,7 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
             let leaves = sent(&update) + stored(&self.rule.state()) - stored(&before);
             drop(before);
             let left = measurement.finish(self.id, trained.steps, log);
-            self.resident.borrow_mut().set_ready(left - leaves);
+            self.resident.borrow_mut().left(left - leaves);
         }
         Ok(update)
     }
