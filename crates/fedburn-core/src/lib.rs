@@ -65,8 +65,8 @@ pub use mixing::MixingWeights;
 pub use model::{ClassId, Classifier, Mode, ModelFamily, Split};
 pub use observer::{Event, Observer, StopReason};
 pub use params::{
-    ParamEntry, ParamKind, ParamSchema, ParamVector, Schemas, Slice, SliceName, flat_gradients, flatten, is_below,
-    load, load_frozen, load_to_train, schema_of,
+    ParamEntry, ParamKind, ParamSchema, ParamVector, Schemas, Slice, SliceName, flat_gradients, flatten, flatten_part,
+    is_below, load, load_frozen, load_part, load_part_to_train, load_to_train, schema_of,
 };
 pub use population::{Population, Worker};
 pub use round::{Round, RoundIndex};

@@ -9,7 +9,10 @@ use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_flex::{Flex, FlexDevice};
 use burn_ndarray::{NdArray, NdArrayDevice};
-use fedburn_core::{ParamEntry, ParamKind, ParamSchema, ParamVector, SchemaError, flatten, load, schema_of};
+use fedburn_core::{
+    ParamEntry, ParamKind, ParamSchema, ParamVector, SchemaError, Slice, flatten, flatten_part, load, load_part,
+    schema_of,
+};
 use proptest::prelude::*;
 
 #[derive(Module, Debug)]
@@ -67,6 +70,38 @@ fn round_trips<B: Backend>(device: &B::Device) {
 fn load_then_flatten_changes_no_bit() {
     round_trips::<Flex>(&FlexDevice);
     round_trips::<NdArray>(&NdArrayDevice::Cpu);
+}
+
+/// Tensors, a corner of another, and nothing of the rest: as if a whole vector with zeros there had been loaded.
+fn a_part_is_loaded_among_zeros<B: Backend>(device: &B::Device) {
+    let entry = |path: &str, shape: &[usize], kind| ParamEntry::new(path, shape.to_vec(), kind);
+    let (weight, buffer) = (ParamKind::Weight, ParamKind::Buffer);
+    let entries = [
+        entry("layers.0.weight", &[2, 3], weight),
+        entry("layers.1.weight", &[4, 2], weight),
+        entry("layers.1.bias", &[1], weight),
+        entry("norm.running_var", &[2], buffer),
+    ];
+    let schema = Arc::new(ParamSchema::new(entries.into()).unwrap());
+    let part = ParamVector::<B>::from_host(values(&schema), schema.clone(), device).unwrap();
+    let loaded = load_part(net::<B>(device), &part).unwrap();
+    let whole = Arc::new(schema_of::<B, _>(&net(device)).unwrap());
+    let slice = Slice::new(whole.clone(), schema.clone()).unwrap();
+    let expected = slice.put(&part, &ParamVector::zeros(whole, device)).unwrap();
+    assert_eq!(flatten(&loaded).unwrap().to_host(), expected.to_host());
+    assert_eq!(flatten_part(&loaded, &schema).unwrap().to_host(), part.to_host());
+
+    let strange = Arc::new(ParamSchema::new(vec![entry("layers.9.bias", &[2], weight)]).unwrap());
+    let strange = ParamVector::<B>::from_host(vec![1.0, 2.0], strange, device).unwrap();
+    let unknown = SchemaError::UnknownPath { path: "layers.9.bias".into() };
+    assert_eq!(load_part(net::<B>(device), &strange).unwrap_err(), unknown);
+    assert_eq!(flatten_part(&net::<B>(device), strange.schema()).unwrap_err(), unknown);
+}
+
+#[test]
+fn a_part_of_a_model_is_loaded_among_zeros() {
+    a_part_is_loaded_among_zeros::<Flex>(&FlexDevice);
+    a_part_is_loaded_among_zeros::<NdArray>(&NdArrayDevice::Cpu);
 }
 
 #[test]

@@ -76,9 +76,8 @@ impl<B: Backend> Gathered<B> {
         }
     }
 
-    /// Takes an update in, all of it or, on error, nothing.
-    /// Where its client holds a part of the model, as `held` says, a strategy that sees single updates sees `x_t` in place
-    /// of the rest.
+    /// Takes an update in, all of it or, on error, nothing. Where its client holds a part of the model, as `held` says, a
+    /// strategy that sees single updates sees `x_t` in place of the rest.
     pub(crate) fn add(
         &mut self,
         mut update: ClientUpdate<B>,
@@ -178,11 +177,10 @@ impl MeanSums {
         Ok(())
     }
 
-    /// The round's mean, each value rounded once.
+    /// The round's mean, each value rounded once: that over those who hold it, and what was `sent` where nobody does.
     ///
     /// # Errors
     /// The reason, where clients sent different pieces of side information.
-    /// Each value is the mean over those who hold it, and what was `sent` where nobody does.
     pub(crate) fn mean<B: Backend>(self, sent: &ParamVector<B>, held: &Held<B>) -> Result<RoundMean<B>, String> {
         let weight = self.params.weight();
         let vector = |values: Result<Vec<f32>, RunningMeanError>| {

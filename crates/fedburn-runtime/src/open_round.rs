@@ -78,8 +78,8 @@ impl<B: Backend> OpenRound<B> {
     }
 }
 
-/// Whether an update can be aggregated whose client was sent `global`, all of the model or a part of it; decided before any state is touched. `params` finiteness is checked where the
-/// values are read anyway, in [`Gathered::add`].
+/// Whether an update can be aggregated whose client was sent `global`, all of the model or a part of it; decided before any
+/// state is touched. `params` finiteness is checked where the values are read anyway, in [`Gathered::add`].
 pub(crate) fn check<B: Backend>(
     update: &LocalUpdate<B>,
     global: &ParamVector<B>,

@@ -1,10 +1,8 @@
 //! One model in memory that stands in for every client of a worker.
 
-use std::sync::Arc;
-
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
-use fedburn_core::{ModelFamily, ParamVector, SchemaError, Seed, Slice, load_to_train, schema_of};
+use fedburn_core::{ModelFamily, ParamVector, SchemaError, Seed, load_part_to_train, load_to_train};
 
 /// A worker's training model. Clients come and go, the module stays: parameters are loaded into it for each client,
 /// which is much cheaper than building a module.
@@ -54,15 +52,13 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
         load_to_train(self.take(share), params)
     }
 
-    /// As [`ResidentModel::load`] for a part of the model, and where it lies; what it does not hold is zero.
+    /// As [`ResidentModel::load`] for a part of the model; what it does not hold is zero.
     ///
     /// # Errors
-    /// [`SchemaError`] where the vector is of no part of this family's model, as [`Slice::new`] says.
-    pub fn load_part(&mut self, part: &ParamVector<B>) -> Result<(F::TrainModel, Slice), SchemaError> {
-        let model = self.take(1.0);
-        let slice = Slice::new(Arc::new(schema_of(&model)?), part.schema().clone())?;
-        let params = slice.put(part, &ParamVector::zeros(slice.whole().clone(), &self.device))?;
-        Ok((load_to_train(model, &params)?, slice))
+    /// [`SchemaError`] where the vector is of no part of this family's model, as
+    /// [`Slice::new`](fedburn_core::Slice::new) says.
+    pub fn load_part(&mut self, part: &ParamVector<B>) -> Result<F::TrainModel, SchemaError> {
+        load_part_to_train(self.take(1.0), part)
     }
 
     fn take(&mut self, share: f64) -> F::TrainModel {

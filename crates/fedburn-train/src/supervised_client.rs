@@ -9,6 +9,7 @@ use burn::tensor::backend::Backend;
 use fedburn_core::{
     Client, ClientId, ClientInfo, ClientReport, LocalUpdate, Mean, Metrics, ModelFamily, ParamVector, Resample,
     ResamplingClient, SchemaError, Seed, StateData, StateDict, StateError, TrainError, TrainTask, flatten,
+    flatten_part,
 };
 use fedburn_data::{ClientData, DatasetError};
 use rand::RngExt;
@@ -88,11 +89,12 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
         let share = self.training.share(self.id);
         let resident = self.resident.borrow_mut();
         let measurement = self.memory.as_ref().and_then(|_| MemoryMeasurement::begin(resident.ready()));
-        let loaded = match task.slice.is_empty() || share < 1.0 {
-            true => resident.load_share(&task.global, share).map(|model| (model, None)),
-            false => resident.load_part(&task.global).map(|(model, slice)| (model, Some(slice))),
+        let is_part = share == 1.0 && !task.slice.is_empty();
+        let loaded = match is_part {
+            true => resident.load_part(&task.global),
+            false => resident.load_share(&task.global, share),
         };
-        let (model, slice) = loaded.map_err(|e| self.schema_error(e))?;
+        let model = loaded.map_err(|e| self.schema_error(e))?;
         let device = self.resident.borrow().device().clone();
         let (client, memory) = (self.id, measurement.as_ref());
         let run = LocalRun { client, task, data, training: &self.training, device: &device, memory };
@@ -100,10 +102,10 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
         let before = self.rule.state();
         let trained = self.rule.train(model, &run)?;
         let model = self.resident.borrow_mut().keep(trained.model);
-        let params = flatten(&model).and_then(|flat| match slice {
-            Some(slice) => slice.take(&flat),
-            None => task.global.with_values(flat.into_values()),
-        });
+        let params = match is_part {
+            true => flatten_part(&model, task.global.schema()),
+            false => flatten(&model).and_then(|flat| task.global.with_values(flat.into_values())),
+        };
         let params = params.map_err(|e| self.schema_error(e))?;
         if !params.is_finite() {
             let diverged = run.diverged(Diverged { step: trained.steps.saturating_sub(1) });

@@ -1,11 +1,15 @@
 //! Between burn modules and flat vectors: the only file of the crate that walks modules.
 
+use std::iter::Peekable;
+use std::ops::Range;
+use std::slice::Iter;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Bool, Int, Tensor, backend::Backend};
+use burn::tensor::{Bool, Int, Shape, Tensor, backend::Backend};
 
 use super::schema::{ParamEntry, ParamKind, ParamSchema};
+use super::slice::Slice;
 use super::vector::ParamVector;
 use crate::SchemaError;
 
@@ -48,8 +52,37 @@ pub fn flatten<B: Backend, M: Module<B>>(module: &M) -> Result<ParamVector<B>, S
 /// [`SchemaError::Mismatch`] where the vector is not of this module's schema; the module is then dropped.
 pub fn load<B: Backend, M: Module<B>>(module: M, params: &ParamVector<B>) -> Result<M, SchemaError> {
     schema_of::<B, M>(&module)?.ensure_same(params.schema())?;
-    let mut writer = Writer { entries: params.schema().entries().iter(), values: params.values().clone() };
-    Ok(module.map(&mut writer))
+    Ok(write(module, params.schema(), params))
+}
+
+/// As [`flatten`] for what a part of the model holds.
+///
+/// # Errors
+/// [`SchemaError`] where `part` is no part of this module, as [`Slice::new`] says.
+pub fn flatten_part<B: Backend, M: Module<B>>(
+    module: &M,
+    part: &Arc<ParamSchema>,
+) -> Result<ParamVector<B>, SchemaError> {
+    let slice = Slice::new(Arc::new(schema_of(module)?), part.clone())?;
+    let (entries, held) = (slice.whole().entries().iter(), part.entries().iter().peekable());
+    let mut reader = PartReader::<B> { entries, held, values: Vec::new() };
+    module.visit(&mut reader);
+    ParamVector::new(Tensor::cat(reader.values, 0), part.clone())
+}
+
+/// As [`load`] for a part of the model; what it does not hold is zero.
+///
+/// # Errors
+/// [`SchemaError`] where the vector is of no part of this module, as [`Slice::new`] says; the module is then dropped.
+pub fn load_part<B: Backend, M: Module<B>>(module: M, part: &ParamVector<B>) -> Result<M, SchemaError> {
+    let slice = Slice::new(Arc::new(schema_of::<B, M>(&module)?), part.schema().clone())?;
+    Ok(write(module, slice.whole(), part))
+}
+
+/// Fills a module of the schema `whole` with a part of it, which was checked to be one.
+fn write<B: Backend, M: Module<B>>(module: M, whole: &ParamSchema, part: &ParamVector<B>) -> M {
+    let (entries, held) = (whole.entries().iter(), part.schema().entries().iter().peekable());
+    module.map(&mut Writer { entries, held, values: part.values().clone() })
 }
 
 struct Reader<B: Backend> {
@@ -110,16 +143,52 @@ fn is_part_of_path(container: &str) -> bool {
     !container.starts_with("Enum:")
 }
 
+/// Of a tensor whose leading corner has this shape.
+fn corner<const D: usize>(shape: &[usize]) -> [Range<usize>; D] {
+    std::array::from_fn(|dim| 0..shape[dim])
+}
+
+struct PartReader<'a, B: Backend> {
+    /// Of the module.
+    entries: Iter<'a, ParamEntry>,
+    /// Of those the ones to read, all of a tensor or its corner.
+    held: Peekable<Iter<'a, ParamEntry>>,
+    values: Vec<Tensor<B, 1>>,
+}
+
+impl<B: Backend> ModuleVisitor<B> for PartReader<'_, B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        // Schemas were compared, so the entries and the visited parameters go together.
+        let Some(entry) = self.entries.next() else { return };
+        let Some(held) = self.held.next_if(|held| held.path == entry.path) else { return };
+        let all = held.shape == entry.shape;
+        let values = if all { param.val() } else { param.val().slice(corner::<D>(&held.shape)) };
+        self.values.push(values.reshape([held.len()]));
+    }
+}
+
 struct Writer<'a, B: Backend> {
-    entries: std::slice::Iter<'a, ParamEntry>,
+    /// Of the module.
+    entries: Iter<'a, ParamEntry>,
+    /// Of those the ones that there are values of, all of a tensor or its corner.
+    held: Peekable<Iter<'a, ParamEntry>>,
     values: Tensor<B, 1>,
 }
 
 impl<B: Backend> ModuleMapper<B> for Writer<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        // `load` compared the schemas, so the entries and the visited parameters go together.
+        // As in `PartReader`.
         let Some(entry) = self.entries.next() else { return param };
-        let values = self.values.clone().slice([entry.range()]).reshape(param.lazy_shape());
+        let values = |held: &ParamEntry| self.values.clone().slice([held.range()]);
+        let zeros = || Tensor::zeros(param.lazy_shape(), &self.values.device());
+        let values = match self.held.next_if(|held| held.path == entry.path) {
+            Some(held) if held.shape == entry.shape => values(held).reshape(param.lazy_shape()),
+            Some(held) => {
+                let there = values(held).reshape(Shape::from(held.shape.clone()));
+                zeros().slice_assign(corner::<D>(&held.shape), there)
+            }
+            None => zeros(),
+        };
         let id = param.id;
         param.transform_for_load(values, id)
     }

@@ -5,7 +5,7 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::module::load;
+use super::module::{load, load_part};
 use super::vector::ParamVector;
 use crate::SchemaError;
 
@@ -17,8 +17,22 @@ pub fn load_to_train<B: Backend, M: AutodiffModule<Autodiff<B>>>(
     model: M,
     params: &ParamVector<B>,
 ) -> Result<M, SchemaError> {
-    let model = load(model, &on_autodiff(params)?)?;
-    Ok(Module::<Autodiff<B>>::map(model, &mut RequireGradients { field: Vec::new() }))
+    Ok(to_train(load(model, &on_autodiff(params)?)?))
+}
+
+/// As [`load_to_train`] for a part of the model; what it does not hold is zero.
+///
+/// # Errors
+/// [`SchemaError`] where the vector is of no part of this model, as [`Slice::new`](super::slice::Slice::new) says.
+pub fn load_part_to_train<B: Backend, M: AutodiffModule<Autodiff<B>>>(
+    model: M,
+    part: &ParamVector<B>,
+) -> Result<M, SchemaError> {
+    Ok(to_train(load_part(model, &on_autodiff(part)?)?))
+}
+
+fn to_train<B: Backend, M: AutodiffModule<Autodiff<B>>>(model: M) -> M {
+    Module::<Autodiff<B>>::map(model, &mut RequireGradients { field: Vec::new() })
 }
 
 /// Puts `params` into a model that gradients flow through and that is not trained: no weight requires gradients.

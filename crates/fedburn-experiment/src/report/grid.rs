@@ -193,10 +193,14 @@ impl Grid {
         pictures
     }
 
-    /// Its name and its cells in order, where it has one axis.
+    /// Its name and its cells in order, where it has one axis and that is of numbers.
     pub(super) fn line(&self) -> Option<(String, Vec<&ExperimentResults>)> {
         let name = self.name.rsplit('/').next().unwrap_or_default().to_owned();
-        (self.axes.len() == 1).then(|| (name, self.cells.iter().flatten().collect()))
+        let [axis] = self.axes.as_slice() else { return None };
+        axis.choices
+            .iter()
+            .all(|choice| words(choice).parse::<f64>().is_ok())
+            .then(|| (name, self.cells.iter().flatten().collect()))
     }
 
     fn picture(&self, table: usize, end: &str) -> String {

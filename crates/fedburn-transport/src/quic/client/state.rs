@@ -231,7 +231,7 @@ impl Shared {
     }
 
     /// Nobody works on the task any more. Its answer, where there is one that the server may ask for again, was taken on the
-    /// connection of this number; `false` where the server has asked again on another, and nothing has changed then: it was
+    /// connection of this number; `false` where the server has asked again on a later one, and nothing has changed then: it was
     /// killed after it took the answer, and waits for it.
     pub(super) fn done(&self, task: TaskId, answer: Option<Arc<Prepared>>, taken: Option<u64>) -> bool {
         let is_done = self.lock().done(task, answer, taken);
@@ -285,7 +285,8 @@ impl Work {
     fn done(&mut self, task: TaskId, answer: Option<Arc<Prepared>>, taken: Option<u64>) -> bool {
         let place = self.open.iter().position(|open| open.offer.task == task);
         let again = place.and_then(|place| self.open[place].again.take());
-        if taken.is_some() && again.is_some() && again != taken {
+        // Connections are numbered in their order, and any is later than none.
+        if taken.is_some() && again > taken {
             return false;
         }
         let offer = place.map(|place| self.open.remove(place).offer);
