@@ -33,6 +33,9 @@ pub struct RoundMean<B: Backend> {
     pub num_examples: u64,
     /// Number of updates in the mean.
     pub num_updates: usize,
+    /// How many of the updates hold the values of each stretch of the flat axis, in order; `None` where all hold all. The
+    /// mean of values that nobody holds is what clients were sent.
+    pub holders: Option<Vec<(Range<usize>, u64)>>,
 }
 
 /// What a strategy made of a round.
@@ -353,6 +356,7 @@ impl<B: Backend> UpdateSet<B> {
             side,
             num_examples: self.updates.iter().map(|u| u.local.num_examples).sum(),
             num_updates: self.updates.len(),
+            holders: None,
         })
     }
 

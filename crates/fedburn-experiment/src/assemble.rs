@@ -203,22 +203,24 @@ impl Experiment {
 }
 
 impl Experiment {
-    /// What a training step needs of memory; `None` where the model is not made of blocks.
+    /// What a training step needs of memory of a model with a `share` of the channels; `None` where that is not made of
+    /// blocks.
     ///
     /// # Errors
     /// [`ConfigError::Value`] where the model makes no schema.
-    pub fn step_memory<B: Kernels>(&self, device: &B::Device) -> Result<Option<StepMemory>, ConfigError> {
-        let model = ModelFamily::<B>::init(&self.zoo, Seed::new(0), device);
+    pub fn step_memory<B: Kernels>(&self, share: f64, device: &B::Device) -> Result<Option<StepMemory>, ConfigError> {
+        let slim = if share < 1.0 { ModelFamily::<B>::slim(&self.zoo, share) } else { None };
+        let model = ModelFamily::<B>::init(slim.as_ref().unwrap_or(&self.zoo), Seed::new(0), device);
         let memory = StepMemory::of::<B, _>(&model, self.dataset.train.shape(), &self.training);
         memory.map_err(|e| self.refused("model", e.to_string()))
     }
 
-    /// Checks that there are clients with the memory to train, where their memory matters, and that the model has the
+    /// Checks that of so many clients some have the memory to train, where their memory matters, and that the model has the
     /// parts that clients are to train.
     ///
     /// # Errors
     /// [`ConfigError::Value`] with the smallest budget that would do.
-    pub fn check_memory<B: Kernels>(&self, device: &B::Device) -> Result<(), ConfigError> {
+    pub fn check_memory<B: Kernels>(&self, device: &B::Device, clients: usize) -> Result<(), ConfigError> {
         if !self.parts::<B>(device)?.is_empty() {
             self.check_parts::<B>()?;
         }
@@ -226,13 +228,13 @@ impl Experiment {
         if rule.resource_weight {
             self.check_weights::<B>()?;
         }
-        let Some(memory) = self.step_memory::<B>(device)? else {
+        let Some(memory) = self.step_memory::<B>(1.0, device)? else {
             let reason = "it is not made of blocks, and [client] rule `depthwise` trains block by block; expected \
                           preresnet20 or vit";
             return Err(self.refused("model", reason.to_owned()));
         };
-        let groups = 0..rule.memory.groups();
-        let most = groups.map(|group| rule.memory.budget(group, memory.whole())).max().unwrap_or_default();
+        let budgets = rule.memory.groups_of(clients).map(|group| rule.memory.budget(group, memory.whole()));
+        let most = budgets.max().unwrap_or_default();
         let refused = |error| self.refused("client", format!("`rule.depthwise.memory`: {error}"));
         let cut = memory.cut(most).map_err(refused)?;
         let head_is_trained = rule.heads == Heads::Shared || cut.parts.iter().any(|part| part.exit.is_none());
@@ -242,7 +244,7 @@ impl Experiment {
         }
         let reason = format!(
             "`rule.depthwise.heads` is own, and the model's head, which predicts, would never be trained: that takes memory \
-             for the whole model, {}, and no group of `memory` has more than {}; expected a group with that much, for \
+             for the whole model, {}, and no client has more than {}; expected a group with that much, for \
              example {{ shares = [0.5, 1.0] }}, or `heads = \"shared\"`",
             memory.whole(),
             most.rounded()

@@ -45,7 +45,7 @@ fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
         ),
         (
             "feddyn",
-            matches!(rule, RuleConfig::FedDyn(_)),
+            rule.feddyn().is_some(),
             server(|layer| matches!(layer, StrategyConfig::FedDyn(_))),
             "each corrects what the other adds",
         ),
@@ -69,18 +69,19 @@ fn halves(config: &ExperimentConfig) -> Result<(), Incompatible> {
             return refuse("client", reason);
         }
         if server && !client {
-            return refuse("strategy", format!("`{kind}` needs [client] rule = {{ {kind} = {{}} }}: {why}"));
+            let within = if kind == "feddyn" { ", or `feddyn = {}` in that of `depth_fl`" } else { "" };
+            return refuse("strategy", format!("`{kind}` needs [client] rule = {{ {kind} = {{}} }}{within}: {why}"));
         }
     }
     let server = strategy.layers().find_map(|layer| match layer {
         StrategyConfig::FedDyn(config) => Some(config.alpha),
         _ => None,
     });
-    match (rule, server) {
-        (RuleConfig::FedDyn(client), Some(server)) if client.alpha != server => refuse(
+    match (rule.feddyn(), server) {
+        (Some(client), Some(server)) if client.alpha != server => refuse(
             "strategy",
             format!(
-                "`alpha` is {server} and that of [client] rule `feddyn` is {}, expected the same: both halves correct \
+                "`alpha` is {server} and that of `feddyn` in [client] rule is {}, expected the same: both halves correct \
                  one objective",
                 client.alpha
             ),
@@ -303,6 +304,30 @@ mod tests {
                 &["strategy", "0.2", "0.1", "the same"],
             ),
             (", rule = { feddyn = { alpha = 0.1 } }", "kind = 'scaffold'", "", &["strategy", "`scaffold` needs"]),
+            (
+                ", rule = { depth_fl = { classifiers = [1] } }",
+                "kind = 'feddyn'",
+                "",
+                &["strategy", "that of `depth_fl`"],
+            ),
+            (
+                ", rule = { depth_fl = { classifiers = [1], feddyn = { alpha = 0.1 } } }",
+                "kind = 'fedavg'",
+                "",
+                &["client", "`feddyn` needs"],
+            ),
+            (
+                ", rule = { depth_fl = { classifiers = [1], feddyn = { alpha = 0.1 } } }",
+                "kind = 'feddyn', alpha = 0.2",
+                "",
+                &["strategy", "0.2", "0.1", "the same"],
+            ),
+            (
+                ", rule = { depth_fl = { classifiers = [1], feddyn = { alpha = 0.1 } } }",
+                "kind = 'feddyn', alpha = 0.1",
+                "",
+                &[],
+            ),
             (", rule = { fedgen = {} }", "kind = 'fedavg'", "", &["client", "the rule `fedgen` needs"]),
             ("", "kind = 'fedgen'", "", &["strategy", "`fedgen` needs [client] rule"]),
             (", rule = { inclusive_fl = { sizes = [1] } }", "kind = 'fedavg'", "", &["client", "`inclusive_fl` needs"]),

@@ -1,4 +1,4 @@
-//! How clients of each budget cut the model: what `fedburn plan` shows.
+//! What clients train at a time, and what memory that takes: what `fedburn plan` shows.
 
 use std::fmt::{self, Write as _};
 
@@ -10,6 +10,36 @@ use serde::Serialize;
 use crate::assemble::Run;
 use crate::backend::BackendJob;
 use crate::config::ConfigError;
+
+/// What `fedburn plan` shows of a run.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Plan {
+    /// Of clients that cut the model to fit their memory.
+    Parts(MemoryPlan),
+    /// Of clients that train all that they hold at once.
+    Steps(StepPlan),
+}
+
+/// What a step takes, by groups of clients that follow on each other.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepPlan {
+    /// From the first client to the last.
+    pub groups: Vec<StepGroup>,
+}
+
+/// Clients that train nets of the same width.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepGroup {
+    /// How many clients it has.
+    pub clients: usize,
+    /// Share of the model's channels that they train.
+    pub share: f64,
+    /// Parameters of that net.
+    pub parameters: u64,
+    /// What a step takes.
+    pub step: Bytes,
+}
 
 /// The cuts of a run's model, one for each group of clients.
 #[derive(Clone, Debug, Serialize)]
@@ -45,20 +75,41 @@ pub struct GroupPlan {
 pub struct Planning<'a>(pub &'a Run);
 
 impl BackendJob for Planning<'_> {
-    type Output = Result<MemoryPlan, ConfigError>;
+    type Output = Result<Plan, ConfigError>;
 
     fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
         let (run, experiment) = (self.0, self.0.experiment());
         let refuse = |table, reason: &str| experiment.refused(table, reason.to_owned());
-        let RuleConfig::Depthwise(config) = &experiment.config().client.rule else {
-            let expected = "`rule` counts no memory, expected { depthwise = { memory = \"64 MiB\" } }";
-            return Err(refuse("client", expected));
-        };
-        experiment.check_memory::<B>(&device)?;
-        let memory = experiment.step_memory::<B>(&device)?;
-        let memory = memory.ok_or_else(|| refuse("model", "it is not made of blocks"))?;
         let clients: Vec<ClientId> = run.clients().clients().iter().map(|client| client.id).collect();
-        Ok(MemoryPlan::new(&memory, config, &clients))
+        experiment.check_memory::<B>(&device, clients.len())?;
+        let step_memory = |share| {
+            let memory = experiment.step_memory::<B>(share, &device)?;
+            memory.ok_or_else(|| refuse("model", "it is not made of blocks, expected for example preresnet20 or vit"))
+        };
+        match &experiment.config().client.rule {
+            RuleConfig::Depthwise(config) => Ok(Plan::Parts(MemoryPlan::new(&step_memory(1.0)?, config, &clients))),
+            RuleConfig::Sgd | RuleConfig::HeteroFl(_) => {
+                let training = experiment.training().clone().among(clients.len());
+                let mut groups: Vec<StepGroup> = Vec::new();
+                for client in clients {
+                    let share = training.share(client);
+                    match groups.last_mut() {
+                        Some(group) if group.share == share => group.clients += 1,
+                        _ => {
+                            let memory = step_memory(share)?;
+                            let (parameters, step) = (memory.parameters(), memory.whole());
+                            groups.push(StepGroup { clients: 1, share, parameters, step });
+                        }
+                    }
+                }
+                Ok(Plan::Steps(StepPlan { groups }))
+            }
+            _ => {
+                let expected = "`rule` has no account of its memory, expected sgd, { heterofl = … } or { depthwise = \
+                                { memory = \"64 MiB\" } }; what others hold is measured in a run";
+                Err(refuse("client", expected))
+            }
+        }
     }
 }
 
@@ -86,6 +137,37 @@ impl MemoryPlan {
     }
 }
 
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parts(plan) => plan.fmt(f),
+            Self::Steps(plan) => plan.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for StepPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut first = 0;
+        for (index, StepGroup { clients, share, parameters, step }) in self.groups.iter().enumerate() {
+            let what = if *share < 1.0 { format!("{share} of the channels") } else { "the whole model".to_owned() };
+            let (who, step) = (who(first, *clients), step.rounded());
+            writeln!(f, "group {index}: {who}, {what}: {parameters} parameters, a step takes {step}")?;
+            first += clients;
+        }
+        Ok(())
+    }
+}
+
+/// So many clients from `first` on, in words.
+fn who(first: usize, clients: usize) -> String {
+    match clients {
+        0 => "no client".to_owned(),
+        1 => format!("client {first}"),
+        n => format!("clients {first} to {}", first + n - 1),
+    }
+}
+
 /// Signs of a bar as long as a whole budget.
 const BAR: usize = 32;
 
@@ -100,11 +182,7 @@ impl fmt::Display for MemoryPlan {
         writeln!(f, "  every block can be trained in {every}, some block in {smallest}")?;
         let mut first = 0;
         for (index, group) in self.groups.iter().enumerate() {
-            let who = match group.clients {
-                0 => "no client".to_owned(),
-                1 => format!("client {first}"),
-                n => format!("clients {first} to {}", first + n - 1),
-            };
+            let who = who(first, group.clients);
             first += group.clients;
             let share = 100.0 * group.budget.0 as f64 / self.whole.0.max(1) as f64;
             writeln!(f, "group {index}: {who}, {} ({share:.1} % of the whole)", group.budget.rounded())?;

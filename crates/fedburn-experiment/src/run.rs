@@ -200,7 +200,7 @@ impl BackendJob for PartsCheck<'_> {
 
     fn run<B: Kernels>(self, device: B::Device) -> Self::Output {
         self.0.experiment().strategy::<B>()?;
-        self.0.experiment().check_memory::<B>(&device)?;
+        self.0.experiment().check_memory::<B>(&device, self.0.clients().clients().len())?;
         self.0.initial::<B>(&device).map(drop)
     }
 }

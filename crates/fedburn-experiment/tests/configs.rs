@@ -99,7 +99,9 @@ fn memory_that_nobody_can_train_in_is_told_with_what_would_do() {
     let words = ["[client]", "`rule.depthwise.memory`", "insufficient memory: 2.00 KiB", "expected at least"];
     refused(&place, "", &words);
     place.call("plan suite").assert_refused(&words);
-    Workplace::new(STEADY).call("plan suite").assert_refused(&["[client]", "`rule` counts no memory", "depthwise"]);
+    let words = ["[client]", "`rule` has no account of its memory", "depthwise", "measured in a run"];
+    Workplace::new(&STEADY.replace("\"sgd\"", "{ ntd = {} }")).call("plan suite").assert_refused(&words);
+    Workplace::new(STEADY).call("plan suite").assert_refused(&["[model]", "not made of blocks", "preresnet20"]);
 
     place.write("benches/experiments/suite/name.toml", small_memory("['2 KiB', '1 GiB']"));
     let plan = place.succeed("plan suite/name").stdout;
@@ -115,6 +117,23 @@ fn memory_that_nobody_can_train_in_is_told_with_what_would_do() {
     place.succeed("experiment run suite --quiet --out out --set server.rounds=1 --set sampler.per_round=6");
     let events = fs::read_to_string(place.seed("out", 0).join("events.jsonl")).unwrap();
     assert!(events.contains("insufficient memory"), "{events}");
+}
+
+#[test]
+fn a_plan_says_what_a_step_takes_where_nothing_is_cut() {
+    let net = |width: usize| STEADY.replace("\"softmax\"", &format!("\"preresnet20\", width = {width}"));
+    let groups = |config: String| {
+        let place = Workplace::new(&config);
+        let plan: serde_json::Value = serde_json::from_str(&place.succeed("plan suite/name --json").stdout).unwrap();
+        (plan["groups"].as_array().unwrap().clone(), place.succeed("plan suite/name").stdout)
+    };
+    let (narrow, text) = groups(net(2));
+    assert!(text.contains("group 0: clients 0 to 5, the whole model: 4356 parameters, a step takes "), "{text}");
+    let slim = "rule = { heterofl = { shares = [0.5, 1.0] } }";
+    let (mixed, text) = groups(net(4).replace("rule = \"sgd\"", slim));
+    assert!(text.contains("group 0: clients 0 to 2, 0.5 of the channels: 4356 parameters"), "{text}");
+    assert!(text.contains("group 1: clients 3 to 5, the whole model: "), "{text}");
+    assert_eq!(mixed[0]["step"], narrow[0]["step"], "half of four channels are two");
 }
 
 #[test]
@@ -156,6 +175,9 @@ fn somebody_trains_the_head_that_predicts() {
     let place = Workplace::new(&own("{ shares = [0.7, 0.9] }", "own"));
     refused(&place, "", &words);
     place.call("plan suite").assert_refused(&words);
+    // The one client there is has the memory of the first group.
+    let one = own("{ shares = [0.7, 1.0] }", "own").replace("clients = 6", "clients = 1");
+    refused(&Workplace::new(&one.replace("per_round = 3", "per_round = 1")), "", &words);
     for (memory, heads) in [("{ shares = [0.7, 1.0] }", "own"), ("{ shares = [0.7, 0.9] }", "shared")] {
         let place = Workplace::new(&own(memory, heads));
         place.succeed("experiment run suite --quiet --out out --set server.rounds=1");

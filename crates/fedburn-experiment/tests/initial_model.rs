@@ -31,6 +31,7 @@ initial_model = { file = "start.safetensors" }
 client = { rule = { depthwise = { memory = { shares = [0.8, 0.9] } } }, epochs = 1, batch_size = 16, lr = 0.02 }
 sampler = { kind = "uniform", per_round = 3 }
 server = { rounds = 3, checkpoint_every = 1 }
+transport = { kind = "in_process", workers = 1 }
 "#;
 
 const FILE: &str = "benches/experiments/suite/start.safetensors";
@@ -80,8 +81,7 @@ fn a_transformer_is_tuned_part_by_part_from_where_it_was() {
     assert!(accuracies(&place, "anew")[0] < before - 0.2, "{:?}", accuracies(&place, "anew"));
 }
 
-/// What the program's allocator counted, part by part, beside what was planned. The model is so small that what burn's graph
-/// takes for both workers together weighs as much; `fedburn-train`'s tests hold larger ones to their budgets.
+/// What the program's allocator counted, part by part, beside what was planned and what there is.
 fn clients_held_what_they_have(place: &Workplace) {
     let text = fs::read_to_string(place.seed("out", 5).join("memory.csv")).unwrap();
     let (header, rows) = text.split_once('\n').unwrap();
@@ -91,7 +91,7 @@ fn clients_held_what_they_have(place: &Workplace) {
     assert!(rows.iter().any(|row| row[1] == 2), "parts: {text}");
     for row in &rows {
         let [budget, planned, held] = row[5..] else { panic!("{row:?}") };
-        assert!(planned / 3 < held && held < budget + (1 << 20) && planned <= budget, "{text}");
+        assert!(planned / 3 < held && held <= planned && planned <= budget, "{text}");
     }
     let page = fs::read_to_string(place.path("out/suite/name/report.html"));
     assert!(page.is_ok_and(|page| page.contains("<section id=\"memory\">")));

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use fedburn::train::ClientDataSource;
 use fedburn_experiment::config::{ConfigError, ExperimentConfig};
 use fedburn_experiment::fetch;
 use fedburn_experiment::list::list;
@@ -27,7 +28,8 @@ fn every_file_and_cell_of_the_suites_is_accepted() {
                 for cell in &planned {
                     let run = &cell.runs[0];
                     let strategy = run.experiment().strategy::<burn_flex::Flex>().map(drop);
-                    let memory = run.experiment().check_memory::<burn_flex::Flex>(&burn_flex::FlexDevice);
+                    let clients = run.clients().clients().len();
+                    let memory = run.experiment().check_memory::<burn_flex::Flex>(&burn_flex::FlexDevice, clients);
                     if let Err(error) = strategy.and(memory) {
                         panic!("{}: {:?}: {error}", experiment.path.display(), cell.cell);
                     }

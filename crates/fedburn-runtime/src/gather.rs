@@ -192,6 +192,7 @@ impl MeanSums {
             |(client, of): (&ClientId, &ClientScalars)| weight_of(weighting, of.num_examples, held.times(*client));
         let weights = self.clients.iter().map(|each| (*each.0, counts(each)));
         let stretches = held.weights(sent.num_values(), weights);
+        let holders = held.weights(sent.num_values(), self.clients.keys().map(|client| (*client, 1)));
         let mut side = SideInfo::default();
         for (name, mean) in self.side {
             if mean.weight() != weight {
@@ -221,6 +222,7 @@ impl MeanSums {
             side,
             num_examples: self.clients.values().map(|c| c.num_examples).sum(),
             num_updates: self.clients.len(),
+            holders,
         })
     }
 }

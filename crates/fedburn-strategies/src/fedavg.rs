@@ -108,7 +108,8 @@ mod tests {
         let global = vector([1.0, 1.0]);
         let (seed, memory) = (Seed::new(0), &MemoryStore::new());
         let round = Round { index: RoundIndex(1), global: &global, cohort: &[], population: 1, seed, memory };
-        let mean = RoundMean { params: vector([3.0, 3.0]), side: SideInfo::default(), num_examples: 1, num_updates: 1 };
+        let (params, side) = (vector([3.0, 3.0]), SideInfo::default());
+        let mean = RoundMean { params, side, num_examples: 1, num_updates: 1, holders: None };
         let mut half = FedAvgConfig { server_lr: 0.5, ..FedAvgConfig::default() }.build().unwrap();
         assert_eq!(half.step(&round, &mean).unwrap().global.to_host(), [2.0, 3.0]);
     }

@@ -23,10 +23,15 @@
 //!
 //! Watch the metric `drift_norm`, which is `|h| / alpha`: with many clients that are seen rarely, `h` is stale and grows.
 //!
+//! Where clients hold parts of the model, as in DepthFL, the sum and the mean of each value are over those who hold it, and
+//! what nobody holds stays as it is, drift and all.
+//!
 //! Departures: none in the equations. The published code keeps `-h / alpha` also; it scales `alpha` by each client's
 //! number of examples, which is the client's affair. The client half is the local rule `feddyn`.
 
-use burn::tensor::backend::Backend;
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use fedburn_core::{
     Aggregate, AggregateError, ClientId, Mean, MeanStrategy, ParamVector, Round, RoundIndex, RoundMean, SideInfo,
     StateDict, StateError, Weighting,
@@ -78,6 +83,13 @@ struct History<B: Backend> {
     population: u64,
 }
 
+/// How many clients hold each value, `[num_values]`, on the device of `like`.
+fn counts<B: Backend>(stretches: &[(Range<usize>, u64)], like: &Tensor<B, 1>) -> Tensor<B, 1> {
+    let counts = stretches.iter().flat_map(|(range, count)| std::iter::repeat_n(*count as f32, range.len()));
+    let counts: Vec<f32> = counts.collect();
+    Tensor::from_data(TensorData::from(counts.as_slice()), &like.device())
+}
+
 impl<B: Backend> MeanStrategy<B> for FedDyn<B> {
     fn name(&self) -> &'static str {
         KIND
@@ -99,11 +111,19 @@ impl<B: Backend> MeanStrategy<B> for FedDyn<B> {
             None => (x.zeros_like(), 0),
         };
         let (population, updates) = (known.max(round.population), mean.num_updates as f64);
-        let share = 1.0 / population as f64;
-        let [next, drift] = in_pieces([x, mean.params.values(), &old], |[x, mean, drift]| {
-            let drift = drift + (mean.clone() - x) * updates;
-            [mean + drift.clone() * share, drift]
-        });
+        let (share, averaged) = (1.0 / population as f64, mean.params.values());
+        let [next, drift] = match mean.holders.as_deref().map(|stretches| counts(stretches, x)) {
+            None => in_pieces([x, averaged, &old], |[x, mean, drift]| {
+                let drift = drift + (mean.clone() - x) * updates;
+                [mean + drift.clone() * share, drift]
+            }),
+            Some(counts) => in_pieces([x, averaged, &old, &counts], |[x, mean, drift, counts]| {
+                let nobody = counts.clone().equal_elem(0.0);
+                let drift = drift + (mean.clone() - x) * counts;
+                // The mean is `x_t` there.
+                [(mean.clone() + drift.clone() * share).mask_where(nobody, mean), drift]
+            }),
+        };
         let mut aggregate = answer(round, mean, next)?;
         let zeros = ParamVector::zeros(mean.params.schema().clone(), &mean.params.device());
         let drift = mean.params.with_values(drift).and_then(|drift| drift.with_buffers_of(&zeros)).map_err(schema)?;

@@ -104,5 +104,6 @@ fn mean<B: Backend>(set: &UpdateSet<B>, weighting: Weighting) -> RoundMean<B> {
         side,
         num_examples: set.iter().map(|u| u.local.num_examples).sum(),
         num_updates: set.len(),
+        holders: None,
     }
 }

@@ -112,6 +112,17 @@ pub enum RuleConfig {
     InclusiveFl(InclusiveFlRuleConfig),
 }
 
+impl RuleConfig {
+    /// The numbers of FedDyn's client half, where the rule has it.
+    pub fn feddyn(&self) -> Option<&FedDynRuleConfig> {
+        match self {
+            Self::FedDyn(config) => Some(config),
+            Self::DepthFl(config) => config.feddyn.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 /// Checked settings of local training, shared by all clients of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LocalTraining {
@@ -242,9 +253,13 @@ impl LocalTrainingConfig {
             }
             RuleConfig::SplitMix(SplitMixConfig { nets }) => check_counts("rule.split_mix.nets", nets)?,
             RuleConfig::InclusiveFl(InclusiveFlRuleConfig { sizes }) => check_counts("rule.inclusive_fl.sizes", sizes)?,
-            RuleConfig::DepthFl(DepthFlConfig { classifiers, ramp, .. }) => {
+            RuleConfig::DepthFl(DepthFlConfig { classifiers, ramp, feddyn, .. }) => {
                 check_counts("rule.depth_fl.classifiers", classifiers)?;
                 check("rule.depth_fl.ramp", *ramp, |v| v >= 1, "at least 1")?;
+                if let Some(FedDynRuleConfig { alpha }) = *feddyn {
+                    above_0("rule.depth_fl.feddyn.alpha", alpha)?;
+                    check("rule.depth_fl.feddyn.alpha", alpha, |alpha| alpha * self.lr < 1.0, overshoots)?;
+                }
             }
         }
         match self.sharpness {
@@ -415,7 +430,12 @@ mod tests {
     }
 
     fn depth_fl(classifiers: &[usize], ramp: u64) -> RuleConfig {
-        RuleConfig::DepthFl(DepthFlConfig { classifiers: classifiers.to_vec(), ramp, distillation: true })
+        RuleConfig::DepthFl(DepthFlConfig { classifiers: classifiers.to_vec(), ramp, distillation: true, feddyn: None })
+    }
+
+    fn depth_fl_with_feddyn(alpha: f64) -> RuleConfig {
+        let feddyn = Some(FedDynRuleConfig { alpha });
+        RuleConfig::DepthFl(DepthFlConfig { classifiers: vec![1], ramp: 1, distillation: true, feddyn })
     }
 
     fn fedgen(change: impl FnOnce(&mut FedGenRuleConfig)) -> RuleConfig {
@@ -431,7 +451,7 @@ mod tests {
     #[test]
     fn every_impossible_value_is_refused_by_name() {
         type Change = fn(&mut LocalTrainingConfig);
-        let cases: [(&str, Change); 54] = [
+        let cases: [(&str, Change); 56] = [
             ("epochs", |c| c.epochs = None),
             ("epochs", |c| c.epochs = Some(0)),
             ("steps", |c| c.steps = Some(3)),
@@ -457,6 +477,8 @@ mod tests {
             ("rule.proximal.mu", |c| c.rule = RuleConfig::Proximal(ProximalConfig { mu: 10.0 })),
             ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.0 })),
             ("rule.feddyn.alpha", |c| c.rule = RuleConfig::FedDyn(FedDynRuleConfig { alpha: 11.0 })),
+            ("rule.depth_fl.feddyn.alpha", |c| c.rule = depth_fl_with_feddyn(0.0)),
+            ("rule.depth_fl.feddyn.alpha", |c| c.rule = depth_fl_with_feddyn(11.0)),
             ("rule.fedgen.alpha", |c| c.rule = fedgen(|f| f.alpha = -1.0)),
             ("rule.fedgen.beta", |c| c.rule = fedgen(|f| f.beta = f64::NAN)),
             ("rule.fedgen.decay", |c| c.rule = fedgen(|f| f.decay = 0.0)),

@@ -11,12 +11,12 @@ use fedburn::core::{
     ClientId, ClientInfo, ClientReport, LocalUpdate, Metrics, ModelFamily, Outcome, ParamVector, Purpose, Reply,
     Request, RoundIndex, Schemas, Seed, SideInfo, SliceName, SubModels, TrainTask, Weighting, schema_of,
 };
-use fedburn::models::{NormKind, Zoo, ZooConfig};
+use fedburn::models::{NormKind, Prediction, Zoo, ZooConfig};
 use fedburn::runtime::{Coordinator, Effect, Input, SamplerConfig};
-use fedburn::strategies::{FedAvgConfig, StrategyConfig};
+use fedburn::strategies::{FedAvgConfig, FedDynConfig, StrategyConfig};
 use fedburn::train::{
-    Absent, DepthwiseConfig, Heads, HeteroFlConfig, LocalTraining, LocalTrainingConfig, MemoryConfig, NamedPart,
-    RuleConfig, SplitMixConfig,
+    Absent, DepthFlConfig, DepthwiseConfig, FedDynRuleConfig, Heads, HeteroFlConfig, LocalTraining,
+    LocalTrainingConfig, MemoryConfig, NamedPart, RuleConfig, SplitMixConfig,
 };
 
 const INPUT: [usize; 3] = [1, 8, 8];
@@ -38,11 +38,11 @@ struct Federation {
 
 impl Federation {
     fn new(rule: RuleConfig, zoo: &Zoo) -> Self {
-        Self::of(rule, zoo, FedAvgConfig::default(), None)
+        Self::of(rule, zoo, StrategyConfig::FedAvg(FedAvgConfig::default()), None)
     }
 
     /// Where the rule goes by classes, with the `present` ones of A and B.
-    fn of(rule: RuleConfig, zoo: &Zoo, strategy: FedAvgConfig, present: Option<[Vec<bool>; 2]>) -> Self {
+    fn of(rule: RuleConfig, zoo: &Zoo, strategy: StrategyConfig, present: Option<[Vec<bool>; 2]>) -> Self {
         let training: LocalTraining =
             LocalTrainingConfig { rule, ..LocalTrainingConfig::sgd(1, 4, 0.1) }.build().unwrap().among(2);
         let parts = training.parts::<Flex, _>(zoo, INPUT, &FlexDevice).unwrap();
@@ -60,7 +60,7 @@ impl Federation {
         let schemas = named.fold(Schemas::from(model.clone()), |all, (name, part)| all.with_slice(name, part).unwrap());
         let before = vec![BEFORE; model.num_values()];
         let global = ParamVector::from_host(before, model, &FlexDevice).unwrap();
-        let strategy = StrategyConfig::FedAvg(strategy).build::<Flex>().unwrap();
+        let strategy = strategy.build::<Flex>().unwrap();
         let sampler = SamplerConfig::All {}.build(&CLIENTS).unwrap();
         let coordinator = Coordinator::new(strategy, sampler, global, seed, 1);
         let coordinator = match &sub_models {
@@ -83,6 +83,7 @@ impl Federation {
 
     /// A round in which A and B make these values of all that they were sent.
     fn train(&mut self, values: [f32; 2]) {
+        let before = self.coordinator.finished();
         let effects = self.coordinator.step(Input::Begin(&CLIENTS), Duration::ZERO).unwrap();
         let sent: Vec<(ClientId, TrainTask<Flex>)> = effects
             .into_iter()
@@ -100,7 +101,7 @@ impl Federation {
             let answer = Outcome { client, reply: Ok(Reply::Trained(update)) };
             self.coordinator.step(Input::Outcome(answer), Duration::ZERO).unwrap();
         }
-        assert_eq!(self.coordinator.finished(), RoundIndex(1));
+        assert_eq!(self.coordinator.finished(), before.next());
     }
 
     /// The model after a round, where each tensor has one value everywhere.
@@ -183,11 +184,39 @@ fn a_base_net_is_the_mean_over_those_who_trained_it_by_their_examples() {
 }
 
 #[test]
+fn feddyns_drift_is_of_those_who_hold_a_value() {
+    let exits = vec![1, 2, 9];
+    let zoo = ZooConfig::DepthFl { width: 2, exits, prediction: Prediction::Mean, norm: NormKind::Batch, groups: None };
+    let feddyn = Some(FedDynRuleConfig { alpha: 0.1 });
+    let rule = DepthFlConfig { classifiers: vec![1, 2], ramp: 1, distillation: true, feddyn };
+    let strategy = StrategyConfig::FedDyn(FedDynConfig { alpha: 0.1 });
+    let zoo = zoo.build(INPUT, CLASSES).unwrap();
+    let mut federation = Federation::of(RuleConfig::DepthFl(rule), &zoo, strategy, None);
+    // The drift is the sum of what holders moved, and half of it, the share of one of two clients, joins the mean:
+    // 1 + (-5 - 7) / 2 with both, 0 - 7 / 2 with B alone; then, from there, 2 + (-12 + (2 - -5) 2) / 2 and
+    // 2 + (-7 + 2 - -3.5) / 2.
+    for (values, expected) in [([2.0, 0.0], [-5.0, -3.5, BEFORE]), ([2.0, 2.0], [3.0, 1.25, BEFORE])] {
+        let mut found = [0; 3];
+        for (path, value) in federation.round(values) {
+            let which = match (federation.holds(0, &path), federation.holds(1, &path)) {
+                (true, true) => 0,
+                (false, true) => 1,
+                (false, false) => 2,
+                (true, false) => panic!("{path} is A's alone"),
+            };
+            found[which] += 1;
+            assert_eq!(value, expected[which], "{path}");
+        }
+        assert!(found.iter().all(|count| *count > 0), "of both, of B, of nobody: {found:?}");
+    }
+}
+
+#[test]
 fn a_classs_row_is_the_mean_over_those_who_have_the_class() {
     let zoo = ZooConfig::TwoNn { hidden: 4 }.build(INPUT, 4).unwrap();
     let after = |absent| {
         let rule = RuleConfig::HeteroFl(HeteroFlConfig { shares: vec![0.5, 1.0], masked: true, absent });
-        let uniform = FedAvgConfig { weighting: Weighting::Uniform, ..FedAvgConfig::default() };
+        let uniform = StrategyConfig::FedAvg(FedAvgConfig { weighting: Weighting::Uniform, ..FedAvgConfig::default() });
         let present = [vec![true, true, false, false], vec![false, true, true, false]];
         let mut federation = Federation::of(rule, &zoo, uniform, Some(present));
         federation.train([10.0, 20.0]);

@@ -109,6 +109,9 @@ const BESIDE: f64 = 0.04;
 /// The end of the name of the pictures over what clients sent.
 const TRAFFIC: &str = "traffic.svg";
 
+/// The end of the name of the pictures over what clients with the least held.
+const MEMORY: &str = "memory.svg";
+
 /// The end of the name of the picture over columns.
 const ACROSS: &str = "clients.svg";
 
@@ -153,16 +156,15 @@ impl Grid {
             let others = pictures.iter().filter(|(name, _)| *name != across && name.starts_with(&prefix));
             for (name, _) in others {
                 let column = name.trim_start_matches(&prefix);
-                let _ = match column.strip_suffix(TRAFFIC) {
-                    Some(column) => {
-                        let column = column.trim_end_matches('-');
-                        write!(page, "\n![Held-out accuracy by what clients sent in all: {column}]({name})\n")
-                    }
-                    None => {
-                        let column = column.trim_end_matches(".svg");
-                        write!(page, "\n![Held-out accuracy by round, mean over seeds: {column}]({name})\n")
-                    }
-                };
+                let of = [
+                    (TRAFFIC, "by what clients sent in all"),
+                    (MEMORY, "by the memory of the clients with the least"),
+                    (".svg", "by round, mean over seeds"),
+                ];
+                let by = of.into_iter().find_map(|(end, by)| Some((column.strip_suffix(end)?, by)));
+                let (column, by) = by.unwrap_or((column, "by round"));
+                let column = column.trim_end_matches('-');
+                let _ = write!(page, "\n![Held-out accuracy {by}: {column}]({name})\n");
             }
         }
         let unfinished: Vec<_> = self.cells.iter().flatten().flat_map(|cell| &cell.seeds).collect();
@@ -173,8 +175,9 @@ impl Grid {
         page
     }
 
-    /// Curves over rounds, a picture for each column of each table; where rows sent different amounts, accuracy by amount;
-    /// and over columns that are numbers what clients make of their models: their path relative to the page, and the SVG.
+    /// Curves over rounds, a picture for each column of each table; where rows sent different amounts, accuracy by amount,
+    /// and where clients of some have budgets, by memory; and over columns that are numbers what clients make of their
+    /// models: their path relative to the page, and the SVG.
     pub(super) fn pictures(&self) -> Vec<(String, String)> {
         let mut pictures = Vec::new();
         for (index, table) in self.tables().iter().enumerate() {
@@ -188,6 +191,11 @@ impl Grid {
                 pictures.extend(svg.map(|svg| (self.picture(index, &format!("{name}.svg")), svg)));
                 let svg = traffic(&series).and_then(|chart| chart.svg(WIDTH, HEIGHT));
                 pictures.extend(svg.map(|svg| (self.picture(index, &format!("{name}-{TRAFFIC}")), svg)));
+                // A line of numbers is in the picture of the whole suite.
+                let budgets = self.line().is_none() && series.iter().any(|(_, cell)| memory::has_budgets(cell));
+                let chart = budgets.then(|| memory::accuracy(&series, &[])).flatten();
+                let svg = chart.and_then(|chart| chart.svg(WIDTH, HEIGHT));
+                pictures.extend(svg.map(|svg| (self.picture(index, &format!("{name}-{MEMORY}")), svg)));
             }
         }
         pictures
@@ -350,6 +358,7 @@ fn late_accuracy(run: &SeedResults) -> Option<Spread> {
 mod tests {
     use super::*;
     use crate::fixture::{experiment, finished};
+    use crate::results::MemoryRow;
 
     fn axis(text: &str) -> Axis {
         Axis::parse(text).unwrap()
@@ -409,6 +418,35 @@ mod tests {
         for words in ["alpha=low,high", "alpha=0,1"] {
             assert!(!with_clients(words).markdown().contains(link), "{words}");
         }
+    }
+
+    #[test]
+    fn accuracy_is_drawn_by_memory_where_clients_have_budgets() {
+        let link = "by the memory of the clients with the least: all](suite/g-0-all-memory.svg)";
+        let measured = |axis_text: &str, budget| {
+            let mut grid = grid(vec![axis(axis_text)]);
+            for (held, cell) in grid.cells.iter_mut().enumerate() {
+                let row = MemoryRow {
+                    client: 0,
+                    part: 1,
+                    first_block: None,
+                    last_block: None,
+                    steps: 1,
+                    budget,
+                    planned: None,
+                    held: (1 + held as u64) << 20,
+                };
+                cell.iter_mut().flat_map(|cell| &mut cell.seeds).for_each(|run| run.memory = vec![row.clone()]);
+            }
+            grid
+        };
+        let grid = measured("method=a,b,c", Some(4 << 20));
+        assert!(grid.markdown().contains(link), "{}", grid.markdown());
+        assert!(grid.pictures().iter().any(|(name, svg)| link.contains(name) && svg.contains("MiB")));
+        assert!(!measured("method=a,b,c", None).markdown().contains(link), "all have what they need");
+        let numbers = measured("share=0.5,0.7,1.0", Some(4 << 20));
+        assert!(!numbers.markdown().contains(link) && numbers.line().is_some(), "a line of the suite's picture");
+        assert!(grid.line().is_none());
     }
 
     #[test]

@@ -173,6 +173,11 @@ pub(super) fn update_chart(results: &ExperimentResults) -> Option<Chart<'static>
     groups.iter().any(|group| group.parts.len() > 1).then(|| update(&groups))
 }
 
+/// Whether clients had budgets.
+pub(super) fn has_budgets(results: &ExperimentResults) -> bool {
+    results.counted().into_iter().flat_map(|run| &run.memory).any(|row| row.budget.is_some())
+}
+
 /// What the client with the least held at most, in MiB.
 pub(super) fn least(run: &SeedResults) -> Option<f64> {
     by_client(&run.memory).into_values().min().map(|held| held as f64 / MEBIBYTE)

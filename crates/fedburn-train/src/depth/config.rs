@@ -43,6 +43,12 @@ impl MemoryConfig {
         group_of(self.groups(), client, clients)
     }
 
+    /// The groups that so many clients are in, ascending: all, unless there are fewer clients than groups.
+    pub fn groups_of(&self, clients: usize) -> impl Iterator<Item = usize> {
+        let count = clients.min(self.groups());
+        (0..count as u64).map(move |client| self.group(ClientId(client), count))
+    }
+
     /// The budget of a group; nothing where there is no such group. `whole` is what training the whole model takes.
     pub fn budget(&self, group: usize, whole: Bytes) -> Bytes {
         match self {
@@ -125,6 +131,8 @@ impl<'de> Visitor<'de> for AnyForm {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[derive(Debug, serde::Serialize, serde::Deserialize)]
@@ -164,6 +172,13 @@ mod tests {
         assert_eq!(groups(8), [0, 0, 1, 1, 2, 2, 3, 3]);
         assert_eq!(groups(5), [0, 0, 1, 2, 3]);
         assert_eq!(memory.group(ClientId(u64::MAX), 4), 3);
+        for (clients, groups) in [(0, vec![]), (1, vec![0]), (3, vec![0, 1, 2]), (4, vec![0, 1, 2, 3])] {
+            assert_eq!(memory.groups_of(clients).collect::<Vec<_>>(), groups, "{clients} clients");
+        }
+        for clients in 1..20 {
+            let found: BTreeSet<usize> = (0..clients as u64).map(|i| memory.group(ClientId(i), clients)).collect();
+            assert_eq!(memory.groups_of(clients).collect::<BTreeSet<_>>(), found, "{clients} clients");
+        }
         let budgets: Vec<u64> = (0..4).map(|group| memory.budget(group, Bytes(1000)).0).collect();
         assert_eq!(budgets, [250, 500, 1000, 2000]);
         assert!(!MemoryConfig::Shares(vec![0.5, 0.0]).is_possible() && !MemoryConfig::Groups(vec![]).is_possible());

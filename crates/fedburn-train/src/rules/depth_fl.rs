@@ -7,7 +7,9 @@
 //! client of depth b:  receive the first b stages and classifiers
 //!                     the run's epochs of SGD on
 //!                       sum_i CE(o_i, y) + c / (b - 1) sum_i sum_{j != i} KL(softmax(o_j) || softmax(o_i))
+//!                     and, with FedDyn, - <g_k, x> + (alpha / 2) |x - x_t|^2
 //! server:             each tensor is the mean over the clients that hold it, all alike; what nobody holds stays
+//!                     with FedDyn: h <- h - (alpha / N) sum_k (x_k - x_t) over those, and the mean less h / alpha
 //! prediction:         the mean of the scores of all classifiers
 //! ```
 //!
@@ -16,24 +18,25 @@
 //! | `o_i` | scores of the classifier `i`; as a teacher, `o_j`, as they are |
 //! | `c` | `exp(-5 (1 - min(t, T) / T)^2)` in round `t`, `T` being [`DepthFlConfig::ramp`] |
 //!
-//! State: none. Memory: that of the net up to the client's depth. The server's mean is that of `fedavg` with uniform
-//! weights. Departure: FedDyn's terms, which the paper adds, are left out, as in its variant "DepthFL (FedAvg)".
+//! State: none; with FedDyn `g_k`, of what the client holds ([`super::LocalFedDyn`]). Memory: that of the net up to the
+//! client's depth. The server's mean is that of `fedavg` with uniform weights, the paper's variant "DepthFL (FedAvg)", or,
+//! with FedDyn's terms, the strategy `feddyn`.
 
 use burn::backend::Autodiff;
 use burn::nn::loss::CrossEntropyLoss;
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, backend::Backend};
-use fedburn_core::{ClientId, Mode, RoundIndex, SliceName, SubModels, TrainError};
+use fedburn_core::{ClientId, Mode, RoundIndex, SliceName, StateDict, StateError, SubModels, TrainError};
 use fedburn_data::Batch;
 use serde::{Deserialize, Serialize};
 
 use super::members::{held, member_name};
 use super::ntd::divergence;
-use super::{BatchGradients, GradientRule, LocalRule, LocalRun, TrainModel, Trained};
+use super::{BatchGradients, FedDynRuleConfig, GradientRule, LocalFedDyn, LocalRule, LocalRun, TrainModel, Trained};
 use crate::depth::group_of;
 
 /// The numbers of [`LocalDepthFl`]; defaults are the paper's.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DepthFlConfig {
     /// How many classifiers each group of clients trains, from the first, with what is before them: at least 1; more
@@ -45,6 +48,9 @@ pub struct DepthFlConfig {
     /// Whether they teach each other.
     #[serde(default = "distillation")]
     pub distillation: bool,
+    /// FedDyn's terms, with the strategy of that name; absent: without. The paper's `alpha` is 0.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feddyn: Option<FedDynRuleConfig>,
 }
 
 fn ramp() -> u64 {
@@ -82,22 +88,40 @@ impl SubModels for Depths {
 
 /// Local SGD of a net up to the client's depth.
 #[derive(Clone, Debug)]
-pub struct LocalDepthFl {
+pub struct LocalDepthFl<B: Backend> {
     config: DepthFlConfig,
+    dynamic: Option<LocalFedDyn<B>>,
 }
 
-impl LocalDepthFl {
-    /// The rule with the numbers of `config`, which a [`crate::LocalTrainingConfig`] checks.
+impl<B: Backend> LocalDepthFl<B> {
+    /// The rule of a client that has not taken part yet, with the numbers of `config`, which a
+    /// [`crate::LocalTrainingConfig`] checks.
     pub fn new(config: DepthFlConfig) -> Self {
-        Self { config }
+        let dynamic = config.feddyn.map(LocalFedDyn::new);
+        Self { config, dynamic }
     }
 }
 
-impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalDepthFl {
+impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalDepthFl<B> {
     fn train(&mut self, model: M, run: &LocalRun<'_, B>) -> Result<Trained<B, M>, TrainError> {
         let (_, held) = held(&model, run, "depth_fl", "depth_fl", true)?;
-        let rule = SelfDistillation { members: held, weight: self.config.weight(run.task.round) };
-        run.descend(model, &mut run.training.sharpened(rule))
+        let weight = self.config.weight(run.task.round);
+        let mut rule = run.training.sharpened(SelfDistillation { members: held, weight });
+        match &mut self.dynamic {
+            Some(dynamic) => dynamic.train_with(model, run, rule),
+            None => run.descend(model, &mut rule),
+        }
+    }
+
+    fn state(&self) -> StateDict {
+        self.dynamic.as_ref().map_or_else(StateDict::new, LocalFedDyn::kept)
+    }
+
+    fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
+        match &mut self.dynamic {
+            Some(dynamic) => dynamic.take_back(state),
+            None => state.expect_empty(),
+        }
     }
 }
 
@@ -149,7 +173,7 @@ mod tests {
     use super::*;
 
     fn config(ramp: u64) -> DepthFlConfig {
-        DepthFlConfig { classifiers: vec![1, 2, 3, 9], ramp, distillation: true }
+        DepthFlConfig { classifiers: vec![1, 2, 3, 9], ramp, distillation: true, feddyn: None }
     }
 
     fn loss<B: Backend>(device: &B::Device, weight: f64) -> f64 {

@@ -20,10 +20,15 @@
 //!
 //! The minimum is approached by the configured steps of SGD, as in the authors' code. That code keeps `-g_k / alpha`
 //! instead of `g_k` and writes the quadratic term as weight decay: the same steps. Where the server sends an `alpha`,
-//! that one holds, so that both halves agree. `g_k` is zero for running statistics.
+//! that one holds, so that both halves agree. `g_k` is zero for running statistics. A client that holds a part of the model,
+//! always the same, has a `g_k` of that part.
+
+use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
-use fedburn_core::{SideInfo, StateDict, StateError, TrainError, flatten};
+use fedburn_core::{
+    ParamVector, SchemaError, SideInfo, Slice, StateDict, StateError, TrainError, flatten_part, schema_of,
+};
 use serde::{Deserialize, Serialize};
 
 use super::kept::Kept;
@@ -59,6 +64,17 @@ impl<B: Backend> LocalFedDyn<B> {
         Self { alpha: config.alpha, dynamic: Kept::new("dynamic") }
     }
 
+    /// What [`LocalFedDyn::take_back`] takes, whichever model it is of.
+    pub(crate) fn kept(&self) -> StateDict {
+        self.dynamic.state()
+    }
+
+    /// # Errors
+    /// [`StateError`] where the state holds something else.
+    pub(crate) fn take_back(&mut self, state: StateDict) -> Result<(), StateError> {
+        self.dynamic.restore(state)
+    }
+
     /// [`LocalRule::train`] on the loss of `rule` in place of the configured one.
     ///
     /// # Errors
@@ -75,14 +91,37 @@ impl<B: Backend> LocalFedDyn<B> {
             let reason = format!("the server sent {alpha} as `alpha` of `feddyn`, expected a number above 0");
             return Err(TrainError::Unusable { client: run.client, reason });
         }
-        let dynamic = self.dynamic.recall(global).map_err(|e| run.state_error(e))?.into_values();
-        let regularised = Proximal::new(rule, alpha, global.clone());
-        let trained = run.descend(model, &mut Shifted { rule: regularised, shift: dynamic.clone().neg() })?;
-        let local = flatten(&trained.model.valid()).map_err(|e| run.schema_error(e))?;
+        let dynamic = self.dynamic.recall(global).map_err(|e| run.state_error(e))?;
+        let whole = Whole::of(&model, run).map_err(|e| run.schema_error(e))?;
+        let in_whole = |vector: &ParamVector<B>| whole.with(vector).map_err(|e| run.schema_error(e));
+        let regularised = Proximal::new(rule, alpha, in_whole(global)?);
+        let shift = in_whole(&dynamic)?.into_values().neg();
+        let trained = run.descend(model, &mut Shifted { rule: regularised, shift })?;
+        let local = flatten_part(&trained.model.valid(), global.schema()).map_err(|e| run.schema_error(e))?;
         let moved = local.minus(global).map_err(|e| run.schema_error(e))?.into_values();
-        let renewed = without_statistics(global, dynamic - moved.mul_scalar(alpha));
+        let renewed = without_statistics(global, dynamic.into_values() - moved.mul_scalar(alpha));
         self.dynamic.keep(renewed.map_err(|e| run.schema_error(e))?);
         Ok(Trained { accumulation: run.accumulation(trained.steps, alpha), ..trained })
+    }
+}
+
+/// Where what a client holds lies in the model that it trains, whose gradients are of the whole.
+struct Whole(Option<Slice>);
+
+impl Whole {
+    fn of<B: Backend, M: TrainModel<B>>(model: &M, run: &LocalRun<'_, B>) -> Result<Self, SchemaError> {
+        if run.task.slice.is_empty() {
+            return Ok(Self(None));
+        }
+        Slice::new(Arc::new(schema_of(model)?), run.task.global.schema().clone()).map(|slice| Self(Some(slice)))
+    }
+
+    /// `vector` among zeros.
+    fn with<B: Backend>(&self, vector: &ParamVector<B>) -> Result<ParamVector<B>, SchemaError> {
+        match &self.0 {
+            Some(slice) => slice.put(vector, &ParamVector::zeros(slice.whole().clone(), &vector.device())),
+            None => Ok(vector.clone()),
+        }
     }
 }
 
@@ -92,10 +131,10 @@ impl<B: Backend, M: TrainModel<B>> LocalRule<B, M> for LocalFedDyn<B> {
     }
 
     fn state(&self) -> StateDict {
-        self.dynamic.state()
+        self.kept()
     }
 
     fn restore(&mut self, state: StateDict) -> Result<(), StateError> {
-        self.dynamic.restore(state)
+        self.take_back(state)
     }
 }

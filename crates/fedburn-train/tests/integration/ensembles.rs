@@ -10,8 +10,8 @@ use fedburn_core::{
 use fedburn_data::{ClientData, Examples, Inputs};
 use fedburn_models::{NormKind, Prediction, Zoo, ZooConfig};
 use fedburn_train::{
-    DepthFlConfig, InclusiveFlRuleConfig, LocalTraining, NamedPart, ResidentModel, RuleConfig, SplitMixConfig,
-    SupervisedClient,
+    DepthFlConfig, FedDynRuleConfig, InclusiveFlRuleConfig, LocalTraining, NamedPart, ResidentModel, RuleConfig,
+    SplitMixConfig, SupervisedClient,
 };
 
 const INPUT: [usize; 3] = [1, 8, 8];
@@ -39,7 +39,7 @@ fn split_mix(nets: &[usize]) -> RuleConfig {
 }
 
 fn depth_fl(classifiers: &[usize]) -> RuleConfig {
-    RuleConfig::DepthFl(DepthFlConfig { classifiers: classifiers.to_vec(), ramp: 1, distillation: true })
+    RuleConfig::DepthFl(DepthFlConfig { classifiers: classifiers.to_vec(), ramp: 1, distillation: true, feddyn: None })
 }
 
 fn pictures() -> ClientData {
@@ -153,6 +153,52 @@ fn a_shallow_client_trains_its_stages_and_classifiers() {
     let (before, after) = (part.to_host(), found.to_host());
     for entry in found.schema().entries() {
         assert_ne!(before[entry.range()], after[entry.range()], "{}", entry.path);
+    }
+}
+
+/// DepthFL with FedDyn's terms, of that `alpha`.
+fn with_feddyn(classifiers: &[usize], alpha: f64) -> RuleConfig {
+    let (classifiers, feddyn) = (classifiers.to_vec(), Some(FedDynRuleConfig { alpha }));
+    RuleConfig::DepthFl(DepthFlConfig { classifiers, ramp: 1, distillation: true, feddyn })
+}
+
+#[test]
+fn one_classifier_with_feddyns_terms_is_feddyn_bit_for_bit() {
+    let (zoo, alone) = (exits(&[9]), RuleConfig::FedDyn(FedDynRuleConfig { alpha: 0.1 }));
+    let expected = train(&net(), alone, &as_model(&net(), &global(&zoo)), &[]).unwrap();
+    assert_eq!(bits(&train(&zoo, with_feddyn(&[1], 0.1), &global(&zoo), &[]).unwrap()), bits(&expected));
+}
+
+#[test]
+fn a_shallow_client_keeps_the_dynamic_of_what_it_holds() {
+    const ALPHA: f64 = 0.5;
+    const LR: f64 = 0.05;
+    let zoo = exits(&[1, 4, 9]);
+    let parts = parts(&zoo, depth_fl(&[1, 3]));
+    let names = held(&parts, depth_fl(&[1, 3]));
+    let slice = Slice::new(global(&zoo).schema().clone(), parts[0].1.clone()).unwrap();
+    let mut task = task(&slice.take(&global(&zoo)).unwrap(), 1);
+    task.slice = names;
+    let client = |rule| {
+        let one_step = training(|c| (c.rule, c.lr, c.epochs, c.steps, c.batch_size) = (rule, LR, None, Some(1), 10));
+        let resident = ResidentModel::new(zoo.clone(), FlexDevice);
+        SupervisedClient::<Flex, Zoo>::new(ClientId(0), pictures().into(), Arc::new(one_step.among(2)), resident)
+    };
+    let plain = client(depth_fl(&[1, 3])).train(&task).unwrap().params;
+    let mut client = client(with_feddyn(&[1, 3], ALPHA));
+    // The pull is nothing at `x_t`, and there is no dynamic yet.
+    assert_eq!(bits(&client.train(&task).unwrap().params), bits(&plain));
+    let dynamic = client.state().take_params::<Flex>("dynamic", plain.schema(), &FlexDevice).unwrap();
+    let moved = plain.minus(&task.global).unwrap();
+    for (dynamic, moved) in dynamic.to_host().iter().zip(moved.to_host()) {
+        assert!((f64::from(*dynamic) + ALPHA * f64::from(moved)).abs() < 1e-6, "{dynamic} after {moved}");
+    }
+    assert!(dynamic.to_host().iter().any(|value| value.abs() > 1e-4), "something was learnt");
+    // From there again: x - lr (gradient - g).
+    let again = client.train(&task).unwrap().params;
+    for ((again, plain), dynamic) in again.to_host().iter().zip(plain.to_host()).zip(dynamic.to_host()) {
+        let expected = f64::from(plain) + LR * f64::from(dynamic);
+        assert!((f64::from(*again) - expected).abs() < 1e-5, "{again}, expected {expected}");
     }
 }
 
