@@ -128,10 +128,10 @@ fn a_plan_says_what_a_step_takes_where_nothing_is_cut() {
         (plan["groups"].as_array().unwrap().clone(), place.succeed("plan suite/name").stdout)
     };
     let (narrow, text) = groups(net(2));
-    assert!(text.contains("group 0: clients 0 to 5, the whole model: 4356 parameters, a step takes "), "{text}");
+    assert!(text.contains("group 0: clients 0 to 5, the whole model: 4500 parameters, a step takes "), "{text}");
     let slim = "rule = { heterofl = { shares = [0.5, 1.0] } }";
     let (mixed, text) = groups(net(4).replace("rule = \"sgd\"", slim));
-    assert!(text.contains("group 0: clients 0 to 2, 0.5 of the channels: 4356 parameters"), "{text}");
+    assert!(text.contains("group 0: clients 0 to 2, 0.5 of the channels: 4500 parameters"), "{text}");
     assert!(text.contains("group 1: clients 3 to 5, the whole model: "), "{text}");
     assert_eq!(mixed[0]["step"], narrow[0]["step"], "half of four channels are two");
 }
