@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use burn::backend::Autodiff;
+use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::ClientId;
 
 use crate::Bytes;
@@ -81,10 +83,15 @@ pub struct MemoryMeasurement {
 
 impl MemoryMeasurement {
     /// Begins where `ready` bytes of what the run uses are there already; `None` where nobody counts.
-    pub(crate) fn begin(ready: i64) -> Option<Self> {
+    pub(crate) fn begin<B: Backend>(ready: i64, device: &B::Device) -> Option<Self> {
+        if !fedburn_meter::is_counting() {
+            return None;
+        }
+        // What graphs of earlier trainings left, on whichever thread, is freed by the next backward pass: by this one, and
+        // not in the midst of what is measured.
+        drop(Tensor::<Autodiff<B>, 1>::zeros([1], device).require_grad().sum().backward());
         fedburn_meter::restart();
-        let base = fedburn_meter::held() - ready;
-        fedburn_meter::is_counting().then(|| Self { base, parts: RefCell::default() })
+        Some(Self { base: fedburn_meter::held() - ready, parts: RefCell::default() })
     }
 
     /// Ends a part of the run that took so many steps; the next begins.
@@ -131,6 +138,6 @@ mod tests {
 
     #[test]
     fn nothing_is_measured_where_nobody_counts() {
-        assert!(MemoryMeasurement::begin(0).is_none());
+        assert!(MemoryMeasurement::begin::<burn_flex::Flex>(0, &burn_flex::FlexDevice).is_none());
     }
 }

@@ -88,7 +88,8 @@ impl<B: Backend, F: ModelFamily<B>, R: BorrowMut<ResidentModel<B, F>> + Send> Su
         }
         let share = self.training.share(self.id);
         let resident = self.resident.borrow_mut();
-        let measurement = self.memory.as_ref().and_then(|_| MemoryMeasurement::begin(resident.ready()));
+        let measurement =
+            self.memory.as_ref().and_then(|_| MemoryMeasurement::begin::<B>(resident.ready(), resident.device()));
         let is_part = share == 1.0 && !task.slice.is_empty();
         let loaded = match is_part {
             true => resident.load_part(&task.global),
