@@ -81,7 +81,7 @@ const MEASURES: [Measure; 8] = [
         only_if_different: false,
     },
     Measure {
-        words: "Memory of the clients with the least, MiB",
+        words: "Memory of the quarter of clients with the least, MiB",
         of: memory::least,
         show: |mebibytes| format!("{mebibytes:.2}"),
         better: f64::min,
@@ -109,7 +109,7 @@ const BESIDE: f64 = 0.04;
 /// The end of the name of the pictures over what clients sent.
 const TRAFFIC: &str = "traffic.svg";
 
-/// The end of the name of the pictures over what clients with the least held.
+/// The end of the name of the pictures over what the quarter of clients with the least held.
 const MEMORY: &str = "memory.svg";
 
 /// The end of the name of the picture over columns.
@@ -158,7 +158,7 @@ impl Grid {
                 let column = name.trim_start_matches(&prefix);
                 let of = [
                     (TRAFFIC, "by what clients sent in all"),
-                    (MEMORY, "by the memory of the clients with the least"),
+                    (MEMORY, "by the memory of the quarter of clients with the least"),
                     (".svg", "by round, mean over seeds"),
                 ];
                 let by = of.into_iter().find_map(|(end, by)| Some((column.strip_suffix(end)?, by)));
@@ -422,7 +422,7 @@ mod tests {
 
     #[test]
     fn accuracy_is_drawn_by_memory_where_clients_have_budgets() {
-        let link = "by the memory of the clients with the least: all](suite/g-0-all-memory.svg)";
+        let link = "by the memory of the quarter of clients with the least: all](suite/g-0-all-memory.svg)";
         let measured = |axis_text: &str, budget| {
             let mut grid = grid(vec![axis(axis_text)]);
             for (held, cell) in grid.cells.iter_mut().enumerate() {

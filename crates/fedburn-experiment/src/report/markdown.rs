@@ -94,7 +94,7 @@ fn last_part(name: &str) -> String {
     name.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// A row of the table; `measured` adds the least and the most that a client's training held, `sharp` the Hessian's largest
+/// A row of the table; `measured` adds the least and the most that clients' training held, `sharp` the Hessian's largest
 /// eigenvalue.
 fn line(results: &ExperimentResults, measured: bool, sharp: bool) -> String {
     let over = |of: fn(&Summary) -> Option<f64>, show: fn(f64) -> String| {
