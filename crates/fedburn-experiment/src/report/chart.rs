@@ -58,8 +58,8 @@ pub(super) enum Mark {
     Dot(f64, f64, f64, f64),
     /// Small dots.
     Points(Vec<(f64, f64)>),
-    /// A large dot with its name beside it: `(x, y)`, the name, and whether it stands to the left.
-    Named((f64, f64), String, bool),
+    /// A large dot with its name beside it, clear of other dots and names where there is room: `(x, y)` and the name.
+    Named((f64, f64), String),
 }
 
 /// Seven colours that stay apart for all common kinds of colour vision: Okabe and Ito, "Color universal design", 2008.
@@ -159,16 +159,21 @@ impl Chart<'_> {
                 Mark::Points(points) => {
                     chart.draw_series(finite(points).map(|at| Circle::new(at, px(3), colour.filled())))?;
                 }
-                Mark::Named(at, name, left) => {
+                Mark::Named(at, _) => {
                     chart.draw_series(finite(&[*at]).map(|at| Circle::new(at, px(4), colour.filled())))?;
-                    let (place, side) = if *left { (HPos::Right, -px(8)) } else { (HPos::Left, px(8)) };
-                    let font = text(13, &INK).pos(Pos::new(place, VPos::Center));
-                    chart.draw_series(
-                        finite(&[*at])
-                            .map(|at| EmptyElement::at(at) + Text::new(name.clone(), (side, 0), font.clone())),
-                    )?;
                 }
             }
+        }
+        let named = self.series.iter().filter_map(|series| match &series.mark {
+            Mark::Named((x, y), name) if (x + y).is_finite() => Some(((*x, *y), name.as_str())),
+            _ => None,
+        });
+        let dots: Vec<_> = named.map(|(at, name)| (at, chart.backend_coord(&at), name)).collect();
+        let beside = beside(&dots.iter().map(|(_, at, name)| (*at, *name)).collect::<Vec<_>>(), size.0 as i32);
+        for ((at, _, name), (side, down)) in dots.into_iter().zip(beside) {
+            let anchor = if side < 0 { HPos::Right } else { HPos::Left };
+            let font = text(13, &INK).pos(Pos::new(anchor, VPos::Center));
+            chart.draw_series([EmptyElement::at(at) + Text::new(name.to_owned(), (side, down), font)])?;
         }
         root.present()
     }
@@ -236,7 +241,7 @@ impl Mark {
             Self::Line(points) | Self::Faint(points) | Self::Dashes(points) | Self::Points(points) => {
                 points.iter().map(|point| point.0).collect()
             }
-            Self::Named((x, _), ..) => vec![*x],
+            Self::Named((x, _), _) => vec![*x],
             Self::Band(points) => points.iter().map(|point| point.0).collect(),
             Self::Level(_) => Vec::new(),
             Self::Dot(x, ..) => vec![*x],
@@ -248,7 +253,7 @@ impl Mark {
             Self::Line(points) | Self::Faint(points) | Self::Dashes(points) | Self::Points(points) => {
                 points.iter().map(|point| point.1).collect()
             }
-            Self::Named((_, y), ..) => vec![*y],
+            Self::Named((_, y), _) => vec![*y],
             Self::Band(points) => points.iter().flat_map(|&(_, low, high)| [low, high]).collect(),
             Self::Level(level) => vec![*level],
             Self::Dot(_, low, middle, high) => vec![*low, *middle, *high],
@@ -265,6 +270,33 @@ impl Mark {
             Self::Dot(..) | Self::Points(_) | Self::Named(..) => 5,
         }
     }
+}
+
+/// Where the name of each dot begins or, left of it, ends, from the dot: on the side and as near to its height as keeps it off
+/// dots and the names before it.
+fn beside(dots: &[((i32, i32), &str)], width: i32) -> Vec<(i32, i32)> {
+    // Left, right, top and bottom.
+    type Frame = (i32, i32, i32, i32);
+    let apart = |a: &Frame, b: &Frame| a.1 <= b.0 || b.1 <= a.0 || a.3 <= b.2 || b.3 <= a.2;
+    let dot = |&((x, y), _): &((i32, i32), &str)| (x - px(4), x + px(4), y - px(4), y + px(4));
+    let mut taken: Vec<Frame> = dots.iter().map(dot).collect();
+    let offsets =
+        [0, 4, -4, 8, -8, 12, -12, 16, -16].into_iter().flat_map(|down| [(px(8), px(down)), (-px(8), px(down))]);
+    let place = |&((x, y), name): &((i32, i32), &str)| {
+        let frame = |(side, down): (i32, i32)| {
+            // Sans-serif letters of this size are a little under six pixels wide.
+            let ends = (x + side, x + side + side.signum() * px(6) * name.chars().count() as i32);
+            (ends.0.min(ends.1), ends.0.max(ends.1), y + down - px(7), y + down + px(7))
+        };
+        let free = |offset: &(i32, i32)| {
+            let name = frame(*offset);
+            name.0 >= px(LEFT) && name.1 <= width && taken.iter().all(|other| apart(&name, other))
+        };
+        let offset = offsets.clone().find(free).unwrap_or((px(8), 0));
+        taken.push(frame(offset));
+        offset
+    };
+    dots.iter().map(place).collect()
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -342,6 +374,16 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn names_of_dots_keep_clear_of_each_other() {
+        let at = |points: &[(i32, i32)]| beside(&points.iter().map(|&at| (at, "name")).collect::<Vec<_>>(), px(600));
+        assert_eq!(at(&[(px(300), px(100))]), [(px(8), 0)]);
+        assert_eq!(at(&[(px(590), px(100)), (px(60), px(100))]), [(-px(8), 0), (px(8), 0)], "no room, on one side");
+        assert_eq!(at(&[(px(300), px(100)), (px(312), px(100))]), [(-px(8), 0), (px(8), 0)], "off the other's dot");
+        let same = at(&[(px(300), px(100)); 4]);
+        assert_eq!(same, [(px(8), 0), (-px(8), 0), (px(8), px(16)), (-px(8), px(16))], "off the other's name");
     }
 
     #[test]

@@ -216,13 +216,9 @@ pub(super) fn accuracy(
         series.push(Series { label: None, colour, mark: Mark::Band(band) });
         series.push(Series { label: Some(name.clone()), colour, mark: Mark::Line(line) });
     }
-    let places: Option<Vec<_>> = singles.iter().map(|(name, results)| Some((name, at(results)?))).collect();
-    let mut places: Vec<_> = places?.into_iter().map(|(name, (x, accuracy))| (accuracy.mean, x, name)).collect();
-    places.sort_by(|a, b| a.0.total_cmp(&b.0));
-    // Names of neighbours stand on different sides.
-    for (index, (y, x, name)) in places.into_iter().enumerate() {
-        let mark = Mark::Named((x, y), name.clone(), index % 2 == 0);
-        series.push(Series { label: None, colour: PALETTE[6], mark });
+    for (name, results) in singles {
+        let (x, accuracy) = at(results)?;
+        series.push(Series { label: None, colour: PALETTE[6], mark: Mark::Named((x, accuracy.mean), name.clone()) });
     }
     (series.len() > 1).then(|| Chart {
         alt: "Held-out accuracy after the last round by what the quarter of clients with the least held".to_owned(),
