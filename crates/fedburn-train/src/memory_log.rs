@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use burn::backend::Autodiff;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 use fedburn_core::ClientId;
 
 use crate::Bytes;
+use crate::resident::free_graphs;
 
 /// The most that clients' training held, over all their runs; part by part where a model is trained so.
 ///
@@ -87,9 +87,8 @@ impl MemoryMeasurement {
         if !fedburn_meter::is_counting() {
             return None;
         }
-        // What graphs of earlier trainings left, on whichever thread, is freed by the next backward pass: by this one, and
-        // not in the midst of what is measured.
-        drop(Tensor::<Autodiff<B>, 1>::zeros([1], device).require_grad().sum().backward());
+        // What earlier trainings left is not to be freed in the midst of what is measured.
+        free_graphs::<B>(device);
         fedburn_meter::restart();
         Some(Self { base: fedburn_meter::held() - ready, parts: RefCell::default() })
     }

@@ -1,7 +1,8 @@
 //! One model in memory that stands in for every client of a worker.
 
+use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
-use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, backend::Backend};
 use fedburn_core::{ModelFamily, ParamVector, SchemaError, Seed, load_part_to_train, load_to_train};
 
 /// A worker's training model. Clients come and go, the module stays: parameters are loaded into it for each client,
@@ -49,7 +50,7 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
     /// # Errors
     /// [`SchemaError::Mismatch`] where the vector is not of such a model, or the family has none.
     pub fn load_share(&mut self, params: &ParamVector<B>, share: f64) -> Result<F::TrainModel, SchemaError> {
-        load_to_train(self.take(share), params)
+        self.replace(share, |model| load_to_train(model, params))
     }
 
     /// As [`ResidentModel::load`] for a part of the model; what it does not hold is zero.
@@ -58,7 +59,20 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
     /// [`SchemaError`] where the vector is of no part of this family's model, as
     /// [`Slice::new`](fedburn_core::Slice::new) says.
     pub fn load_part(&mut self, part: &ParamVector<B>) -> Result<F::TrainModel, SchemaError> {
-        load_part_to_train(self.take(1.0), part)
+        self.replace(1.0, |model| load_part_to_train(model, part))
+    }
+
+    fn replace(
+        &mut self,
+        share: f64,
+        load: impl FnOnce(F::TrainModel) -> Result<F::TrainModel, SchemaError>,
+    ) -> Result<F::TrainModel, SchemaError> {
+        let is_used = self.model.is_some();
+        let model = load(self.take(share))?;
+        if is_used {
+            free_graphs::<B>(&self.device);
+        }
+        Ok(model)
     }
 
     fn take(&mut self, share: f64) -> F::TrainModel {
@@ -91,4 +105,10 @@ impl<B: Backend, F: ModelFamily<B>> ResidentModel<B, F> {
         // `valid` also folds in pending updates of running statistics, which a later load would not overwrite.
         self.model.insert(model).valid()
     }
+}
+
+/// Frees what graphs of tensors that are gone left, on whichever thread. burn does so in the next backward pass, when the
+/// new graph is there too: this is a pass of one number.
+pub(crate) fn free_graphs<B: Backend>(device: &B::Device) {
+    drop(Tensor::<Autodiff<B>, 1>::zeros([1], device).require_grad().sum().backward());
 }
